@@ -1,0 +1,1 @@
+"""The applications' surfaces: one file each. ASGI in, ASGI out."""

@@ -1,0 +1,1 @@
+"""The write-ahead path of usage events: worker's spool to PostgreSQL."""
