@@ -1,24 +1,24 @@
 """Every failure the gateway knows.
 
-    GatewayError                 what a client is told; carries its HTTP status and OpenAI error fields
-    ├── InvalidRequest           400  the request itself is wrong
-    ├── AuthenticationFailed     401  no key, unknown key, revoked key
-    ├── PermissionDenied         403  the key may not do this, or policy forbids every endpoint
-    ├── NotFound                 404  no such model, no such path
-    ├── MethodNotAllowed         405
-    ├── BodyTooLarge             413
-    ├── RateLimited              429  every endpoint is rate-limited
-    ├── UpstreamFailed           502  every attempt failed
-    ├── Unavailable              503  no endpoint can take the request now
-    └── DeadlineExceeded         504  the policy's time ran out
-    UpstreamError                what an upstream did; never shown to a client as it is
-    ├── ConnectFailed            nothing was sent
-    ├── UpstreamTimeout          a deadline passed: connect, ttft, idle or total
-    ├── UpstreamDisconnected     closed before the answer was whole
-    ├── UpstreamProtocolError    not HTTP/1.1, or over a limit
-    └── UpstreamStatus           a whole answer with an error status
-    ConfigError                  the configuration is wrong: a list of `Mistake`
-    StoreError                   PostgreSQL cannot be reached or refuses
+GatewayError                 what a client is told; carries its HTTP status and OpenAI error fields
+├── InvalidRequest           400  the request itself is wrong
+├── AuthenticationFailed     401  no key, unknown key, revoked key
+├── PermissionDenied         403  the key may not do this, or policy forbids every endpoint
+├── NotFound                 404  no such model, no such path
+├── MethodNotAllowed         405
+├── BodyTooLarge             413
+├── RateLimited              429  every endpoint is rate-limited
+├── UpstreamFailed           502  every attempt failed
+├── Unavailable              503  no endpoint can take the request now
+└── DeadlineExceeded         504  the policy's time ran out
+UpstreamError                what an upstream did; never shown to a client as it is
+├── ConnectFailed            nothing was sent
+├── UpstreamTimeout          a deadline passed: connect, ttft, idle or total
+├── UpstreamDisconnected     closed before the answer was whole
+├── UpstreamProtocolError    not HTTP/1.1, or over a limit
+└── UpstreamStatus           a whole answer with an error status
+ConfigError                  the configuration is wrong: a list of `Mistake`
+StoreError                   PostgreSQL cannot be reached or refuses
 """
 
 from __future__ import annotations

@@ -103,3 +103,89 @@ class UsageEvent(msgspec.Struct, kw_only=True):
     catalog_version: str | None
     tags: dict[str, str] | None = None
     raw_usage: msgspec.Raw | None = None  # the upstream's own usage object, verbatim
+
+
+class ContentPart(msgspec.Struct):
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct):
+    role: str
+    content: str | list[ContentPart] | None = None
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    type: str
+
+
+class ChatRequest(msgspec.Struct):
+    """What the gateway reads of `POST /v1/chat/completions`; the body itself is kept as bytes beside it.
+
+    Only fields whose type must hold or that routing needs are named; all others pass through unread.
+    Source: OpenAI API reference, "Create chat completion".
+    """
+
+    model: str
+    messages: list[Message]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    tools: list[msgspec.Raw] | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    modalities: list[str] | None = None
+
+    @property
+    def wants_stream(self) -> bool:
+        return self.stream is True
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage is True
+
+
+class EndpointHealth(msgspec.Struct, frozen=True):
+    """What is known of an endpoint from its own traffic, as one worker saw it.
+
+    `ttft`: decayed mean of the time to first content in seconds, failures counted as slow; None: never used.
+    `ejected_until`: on the loop's clock, in seconds.
+    """
+
+    ttft: float | None = None
+    in_flight: int = 0
+    failures_in_a_row: int = 0
+    ejected_until: float = 0.0
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """An endpoint that may serve a request. `expected_cost` in USD, `expected_ttft` in seconds; None: unknown."""
+
+    endpoint: str
+    expected_cost: Decimal | None
+    expected_ttft: float | None
+    ejected: bool = False
+
+
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An active key as workers hold it. `hash`: SHA-256 of the secret, hex; whoever uses it checks `expires_at`."""
+
+    hash: str
+    key_id: str
+    team: str
+    project: str | None = None
+    models: tuple[str, ...] = ()
+    role: Literal["key", "admin"] = "key"
+    expires_at: datetime | None = None

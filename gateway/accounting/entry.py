@@ -1,0 +1,170 @@
+"""One attempt's entry in the ledger: opened before the upstream is called, settled once, whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import random
+import uuid
+from datetime import UTC, datetime
+from decimal import Decimal
+from time import time_ns
+
+import msgspec
+
+from gateway.accounting.prices import PriceBook, cost, total_input
+from gateway.accounting.tokens import count_tokens, estimate_prompt_tokens
+from gateway.config.model import Endpoint
+from gateway.ledger.record import WORKER_LOST
+from gateway.ledger.spool import Spool, SpoolError
+from gateway.telemetry import Metrics
+from gateway.types import Caller, ChatRequest, Status, Usage, UsageEvent
+
+_log = logging.getLogger(__name__)
+_random = random.Random()  # ids need to be unique, not secret
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """What an attempt used, as far as it is known.
+
+    `usage` None: the upstream was asked and never answered, so nobody knows what it did.
+    """
+
+    usage: Usage | None
+    is_reported: bool
+    raw_usage: msgspec.Raw | None = None
+
+
+NOTHING = Charge(Usage(), is_reported=False)
+"""The upstream refused or was never reached: it did no work, and bills none."""
+UNKNOWN = Charge(None, is_reported=False)
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What is the same for all attempts of a request."""
+
+    request_id: str
+    request: ChatRequest
+    caller: Caller
+    cost_center: str | None
+    route: str
+    policy: str
+    policy_version: str
+    domain: str | None
+
+
+class Books:
+    """Where entries go: one worker's spool and metrics, and the prices in force."""
+
+    def __init__(self, spool: Spool, metrics: Metrics) -> None:
+        self.spool = spool
+        self.metrics = metrics
+
+    def open(self, context: Context, attempt: int, endpoint: Endpoint, prices: PriceBook) -> Entry:
+        """Writes the entry's first record. Raises SpoolError: then nothing may be sent, it could not be accounted."""
+        now = datetime.now(UTC)
+        event = UsageEvent(
+            event_id=new_event_id(),
+            request_id=context.request_id,
+            attempt=attempt,
+            started_at=now,
+            ended_at=now,
+            team=context.caller.team,
+            project=context.caller.project,
+            key_id=context.caller.key_id,
+            cost_center=context.cost_center,
+            route=context.route,
+            policy=context.policy,
+            policy_version=context.policy_version,
+            domain=context.domain,
+            endpoint=endpoint.id,
+            provider=endpoint.provider.id,
+            model=context.request.model,
+            upstream_model=endpoint.upstream_model(context.request.model),
+            region=endpoint.region,
+            status="error",
+            error_type=WORKER_LOST,
+            stream=context.request.wants_stream,
+            ttft_ms=None,
+            duration_ms=0.0,
+            usage=Usage(),
+            usage_source="none",
+            price_status="unpriced",
+            cost_usd=None,
+            prices=None,
+            catalog_version=None,
+        )
+        self.spool.begin(event)
+        return Entry(self, event, context.request, endpoint, prices)
+
+
+class Entry:
+    """Settles exactly once; a second call does nothing."""
+
+    def __init__(
+        self, books: Books, event: UsageEvent, request: ChatRequest, endpoint: Endpoint, prices: PriceBook
+    ) -> None:
+        self._books = books
+        self._event = event
+        self._request = request
+        self._endpoint = endpoint
+        self._prices = prices
+        self.is_settled = False
+
+    def estimate(self, text: str, raw_usage: msgspec.Raw | None = None) -> Charge:
+        """What the upstream must have used to write `text`, counted here because it did not say."""
+        model = self._event.upstream_model
+        prompt = estimate_prompt_tokens(msgspec.to_builtins(self._request.messages), model)
+        usage = Usage(input_tokens=prompt, output_tokens=count_tokens(text, model))
+        return Charge(usage, is_reported=False, raw_usage=raw_usage)
+
+    def settle(
+        self, status: Status, charge: Charge, *, ttft: float | None, duration: float, error_type: str | None = None
+    ) -> Decimal | None:
+        """Prices the charge and writes the row. Seconds in, cost in USD out (None: unknown).
+
+        A disk that refuses the row does not take the client's answer away: the loss is logged and counted.
+        """
+        if self.is_settled:
+            return self._event.cost_usd
+        self.is_settled = True
+        event = self._event
+        event.status = status
+        event.error_type = error_type
+        event.ended_at = datetime.now(UTC)
+        event.ttft_ms = None if ttft is None else round(ttft * 1000, 3)
+        event.duration_ms = round(duration * 1000, 3)
+        event.raw_usage = charge.raw_usage
+        self._price(charge)
+        try:
+            self._books.spool.settle(event)
+        except SpoolError as error:
+            self._books.metrics.spool_error()
+            _log.error("usage event %s of request %s is not recorded: %s", event.event_id, event.request_id, error)
+        self._books.metrics.attempt(event.endpoint, status, charge.usage, ttft)
+        return event.cost_usd
+
+    def _price(self, charge: Charge) -> None:
+        event, usage = self._event, charge.usage
+        if usage is None:
+            return
+        event.usage = usage
+        if usage.total == 0 and not charge.is_reported:
+            event.price_status, event.cost_usd = "priced", Decimal(0)
+            return
+        event.usage_source = "reported" if charge.is_reported else "estimated"
+        priced = self._prices.rates_for(self._endpoint, event.upstream_model, event.started_at, total_input(usage))
+        if priced is not None:
+            event.price_status = "priced"
+            event.cost_usd = cost(usage, priced.rates)
+            event.prices = priced.json
+            event.catalog_version = priced.catalog_version
+
+
+def new_event_id() -> str:
+    """A UUID of version 7 (RFC 9562, section 5.7): ordered by time, so that rows land at the end of their index."""
+    bits = (time_ns() // 1_000_000) << 80 | 0x7 << 76 | _random.getrandbits(12) << 64 | 0b10 << 62
+    return str(uuid.UUID(int=bits | _random.getrandbits(62)))
+
+
+def new_request_id() -> str:
+    return f"req_{time_ns() // 1_000_000:011x}{_random.getrandbits(52):013x}"

@@ -1,0 +1,220 @@
+"""From an attempt to its price: which rates held, and what the tokens cost at them.
+
+Rates come from the endpoint's `price` in YAML, else from the data of the genai-prices package (dated, tiered, offered
+under MIT). A price that nobody states is `None`: the row is `unpriced`, which is not the same as free.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from datetime import UTC, datetime
+from decimal import Context, Decimal
+from functools import lru_cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from gateway.config.model import Endpoint
+from gateway.types import Rates, Usage
+
+if TYPE_CHECKING:
+    from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, Provider
+
+FROM_YAML = "yaml"
+LOCAL = "local"
+
+_CACHED_MODELS = 1024
+_MAX_MODEL_NAME = 256  # characters; clients choose names for `*` endpoints, and each is matched against many patterns
+_EXACT = Context(prec=100)  # the default 28 digits would round a product of a 19-digit count
+
+# Our bucket -> the catalogue's price key, USD per million tokens.
+_PRICE_KEYS = {
+    "input": "input_mtok",
+    "output": "output_mtok",
+    "cache_read": "cache_read_mtok",
+    "cache_write_5m": "cache_write_mtok",
+    "cache_write_1h": "cache_write_1h_mtok",
+    "input_audio": "input_audio_mtok",
+    "input_image": "input_image_mtok",
+    "reasoning": "output_reasoning_mtok",
+    "output_audio": "output_audio_mtok",
+}
+_REQUEST_KEY = "requests_kcount"  # USD per thousand requests
+
+
+class PricedRates(NamedTuple):
+    """Rates with their provenance. `json`: for the ledger's `prices`; `catalog_version`: who said so."""
+
+    rates: Rates
+    json: msgspec.Raw
+    catalog_version: str
+
+
+class PriceBook:
+    """Looks up rates. One for each process; safe to share between threads.
+
+    The catalogue takes about 0.3 s and 30 MB to load, so nothing is loaded until a price is asked of it or `load` is
+    called: a worker does that before it accepts requests. What was looked up is kept for a bounded number of models.
+    """
+
+    def __init__(self) -> None:
+        self._catalogue: _Catalogue | None = None
+        self._from_yaml = lru_cache(maxsize=_CACHED_MODELS)(_from_yaml)
+        self._price_list = lru_cache(maxsize=_CACHED_MODELS)(self._look_up)
+
+    def load(self) -> None:
+        """Loads the catalogue now instead of at the first request. Blocking."""
+        if self._catalogue is None:
+            self._catalogue = _Catalogue()
+
+    def rates_for(self, endpoint: Endpoint, upstream_model: str, at: datetime, input_tokens: int) -> PricedRates | None:
+        """The rates of `upstream_model` at `endpoint`, or None when nobody states a price.
+
+        `at`: when the attempt started; prices change by date and by time of day (naive: UTC). `input_tokens`: all
+        input of the attempt, cached and written to cache too (`total_input`): past a tier's threshold every token of
+        the request costs the tier's rate.
+        """
+        if endpoint.rates is not None:
+            return self._from_yaml(endpoint.rates)
+        provider = endpoint.provider
+        if provider.adapter == LOCAL or len(upstream_model) > _MAX_MODEL_NAME:
+            return None
+        price_list = self._price_list(provider.base_url, provider.id, provider.adapter, upstream_model)
+        return None if price_list is None else price_list.at(at, input_tokens)
+
+    def _look_up(self, base_url: str | None, provider_id: str, adapter: str, model: str) -> _PriceList | None:
+        self.load()
+        assert self._catalogue is not None
+        return self._catalogue.price_list(base_url, provider_id, adapter, model)
+
+
+def total_input(usage: Usage) -> int:
+    """All input tokens of an attempt, whatever their rate: what a tier's threshold is compared with."""
+    return (
+        usage.input_tokens
+        + usage.cache_read_tokens
+        + usage.cache_write_5m_tokens
+        + usage.cache_write_1h_tokens
+        + usage.input_audio_tokens
+        + usage.input_image_tokens
+    )
+
+
+def cost(usage: Usage, rates: Rates) -> Decimal:
+    """USD for one attempt, exact: nothing is rounded before display. Includes `rates.request` once.
+
+    A bucket without a rate of its own takes the next known one, never nothing: cache reads, 5-minute cache writes,
+    audio and images in cost `input`; 1-hour cache writes the 5-minute rate; reasoning and audio out cost `output`.
+    No multiplier is invented.
+    """
+    cache_write_5m = rates.input if rates.cache_write_5m is None else rates.cache_write_5m
+    buckets = (
+        (usage.input_tokens, rates.input),
+        (usage.cache_read_tokens, rates.input if rates.cache_read is None else rates.cache_read),
+        (usage.cache_write_5m_tokens, cache_write_5m),
+        (usage.cache_write_1h_tokens, cache_write_5m if rates.cache_write_1h is None else rates.cache_write_1h),
+        (usage.input_audio_tokens, rates.input if rates.input_audio is None else rates.input_audio),
+        (usage.input_image_tokens, rates.input if rates.input_image is None else rates.input_image),
+        (usage.output_tokens, rates.output),
+        (usage.reasoning_tokens, rates.output if rates.reasoning is None else rates.reasoning),
+        (usage.output_audio_tokens, rates.output if rates.output_audio is None else rates.output_audio),
+    )
+    total = Decimal(0)  # millionths of a USD
+    for tokens, rate in buckets:
+        if tokens:
+            total = _EXACT.fma(tokens, rate, total)
+    total = _EXACT.scaleb(total, -6)
+    return total if rates.request is None else _EXACT.add(total, rates.request)
+
+
+class _PriceList:
+    """All prices of one model: windows in time, each with its tiers. The last window that is open holds."""
+
+    def __init__(self, prices: ModelPrice | list[ConditionalPrice], catalog_version: str) -> None:
+        self._windows = (
+            [(window.constraint, _tiers(window.prices, catalog_version)) for window in prices]
+            if isinstance(prices, list)
+            else [(None, _tiers(prices, catalog_version))]
+        )
+
+    def at(self, at: datetime, input_tokens: int) -> PricedRates | None:
+        if at.tzinfo is None:
+            at = at.replace(tzinfo=UTC)
+        for constraint, tiers in reversed(self._windows):
+            if constraint is None or constraint.active(at):
+                return tiers.at(input_tokens)
+        return self._windows[0][1].at(input_tokens)  # before the first known date: the oldest price, as the data says
+
+
+class _Tiers(NamedTuple):
+    starts: list[int]  # ascending; a request with more input tokens than starts[i] pays rates[i + 1]
+    rates: list[PricedRates | None]
+
+    def at(self, input_tokens: int) -> PricedRates | None:
+        return self.rates[bisect_left(self.starts, input_tokens)]
+
+
+class _Catalogue:
+    """The data of genai-prices, searched without its own caches: those grow with every name a client invents."""
+
+    def __init__(self) -> None:
+        from genai_prices.data import providers  # slow to import: only those who need prices pay
+
+        self._providers: list[Provider] = providers
+        self._version = f"genai-prices {version('genai-prices')}"
+
+    def price_list(self, base_url: str | None, provider_id: str, adapter: str, model: str) -> _PriceList | None:
+        provider = self._provider(base_url, provider_id, adapter)
+        if provider is None:
+            return None
+        found: ModelInfo | None = provider.find_model(model, all_providers=self._providers)
+        return None if found is None or not found.prices else _PriceList(found.prices, self._version)
+
+    def _provider(self, base_url: str | None, provider_id: str, adapter: str) -> Provider | None:
+        """By address; an address that the catalogue does not know (a proxy, a default) goes by the provider's id in
+        the configuration, then by the adapter."""
+        if base_url is not None:
+            for provider in self._providers:
+                if re.match(provider.api_pattern, base_url):
+                    return provider
+        from genai_prices.data_snapshot import find_provider_by_id
+
+        return find_provider_by_id(self._providers, provider_id) or find_provider_by_id(self._providers, adapter)
+
+
+def _from_yaml(rates: Rates) -> PricedRates:
+    return PricedRates(rates, msgspec.Raw(msgspec.json.encode(rates)), FROM_YAML)
+
+
+def _tiers(prices: ModelPrice, catalog_version: str) -> _Tiers:
+    from genai_prices.types import TieredPrices
+
+    stated = {name: prices.__dict__.get(key) for name, key in _PRICE_KEYS.items()}
+    starts = sorted(
+        {tier.start for price in stated.values() if isinstance(price, TieredPrices) for tier in price.tiers}
+    )
+    rates: list[PricedRates | None] = []
+    for above in [-1, *starts]:
+        values: dict[str, Decimal | None] = {}
+        for name, price in stated.items():
+            if isinstance(price, TieredPrices):
+                values[name] = next((t.price for t in reversed(price.tiers) if t.start <= above), price.base)
+            else:
+                values[name] = price
+        rates.append(_priced(values, prices.__dict__.get(_REQUEST_KEY), catalog_version))
+    return _Tiers(starts, rates)
+
+
+def _priced(values: dict[str, Decimal | None], per_thousand: object, catalog_version: str) -> PricedRates | None:
+    """None where the data prices no input tokens: by the hour or page, or nothing at all (which also marks models that
+    are free today; YAML can say 0). Where it prices input alone (embeddings, rerankers) output falls back to input."""
+    values = dict(values)
+    given = values.pop("input")
+    if given is None:
+        return None
+    output = values.pop("output")
+    request = _EXACT.scaleb(per_thousand, -3) if isinstance(per_thousand, Decimal) else None
+    rates = Rates(input=given, output=given if output is None else output, request=request, **values)
+    return PricedRates(rates, msgspec.Raw(msgspec.json.encode(rates)), catalog_version)

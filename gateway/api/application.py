@@ -1,0 +1,139 @@
+"""The data plane as one ASGI application: path -> surface, errors -> OpenAI's shape, everything counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from gateway.accounting.entry import new_request_id
+from gateway.api.auth import KeyRing
+from gateway.api.chat import CLIENT_CLOSED, complete_chat
+from gateway.api.http import ClientDisconnected, Receive, Scope, Send, respond, respond_error
+from gateway.api.models import list_models, show_model
+from gateway.errors import DeadlineExceeded, GatewayError, MethodNotAllowed, NotFound, RateLimited, UpstreamFailed
+from gateway.pipeline import Pipeline
+from gateway.telemetry import Metrics
+
+_log = logging.getLogger(__name__)
+
+Forward = Callable[[Scope, Receive, Send], Awaitable[None]]
+JSON = b"application/json"
+EXPOSITION = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+class InternalError(GatewayError):
+    status = 500
+
+
+class Application:
+    """`forward` carries operators' requests to the control plane; `reload` takes up what was published.
+
+    Requests on the worker's own unix socket (which have no port) may also reach `/internal/...`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        keys: KeyRing,
+        metrics: Metrics,
+        *,
+        forward: Forward,
+        reload: Callable[[], None],
+    ) -> None:
+        self._pipeline = pipeline
+        self._keys = keys
+        self._metrics = metrics
+        self._forward = forward
+        self._reload = reload
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path: str = scope["path"]
+        if path == "/v1/chat/completions":
+            await self._serve_chat(scope, receive, send)
+        elif path == "/v1/models" or path.startswith("/v1/models/"):
+            await self._guard("models", send, self._serve_models(scope, send))
+        elif path in ("/metrics", "/admin") or path.startswith("/admin/"):
+            await self._forward(scope, receive, send)
+        elif path.startswith("/internal/") and _is_internal(scope):
+            await self._serve_internal(path, send)
+        else:
+            await self._guard("other", send, self._serve_other(scope, send))
+
+    async def _serve_chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._metrics.request_started()
+        status = 500
+        try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed("this path takes POST", headers=[(b"allow", b"POST")])
+            headers = dict(scope["headers"])
+            status = await complete_chat(self._pipeline, self._keys, headers, receive, send)
+        except GatewayError as error:
+            status = error.status
+            await self._refuse(send, error)
+        except ClientDisconnected:
+            status = CLIENT_CLOSED
+        finally:
+            self._metrics.request_finished("chat", status)
+
+    async def _guard(self, surface: str, send: Send, work: Awaitable[int]) -> None:
+        self._metrics.request_started()
+        status = 500
+        try:
+            status = await work
+        except GatewayError as error:
+            status = error.status
+            await self._refuse(send, error)
+        finally:
+            self._metrics.request_finished(surface, status)
+
+    async def _refuse(self, send: Send, error: GatewayError) -> None:
+        if not isinstance(error, (UpstreamFailed, RateLimited, DeadlineExceeded)):
+            self._metrics.refused(error.status, error.code or error.type)
+        if all(name != b"x-hatchway-request-id" for name, _ in error.headers):
+            error.headers = (*error.headers, (b"x-hatchway-request-id", new_request_id().encode()))
+        await respond_error(send, error)
+
+    async def _serve_models(self, scope: Scope, send: Send) -> int:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise MethodNotAllowed("this path takes GET", headers=[(b"allow", b"GET, HEAD")])
+        caller = await self._keys.authenticate(dict(scope["headers"]))
+        path: bytes = scope["raw_path"] or scope["path"].encode()
+        quoted_id = path.partition(b"/v1/models")[2].partition(b"?")[0].strip(b"/").decode("latin-1")
+        snapshot = self._pipeline.snapshot
+        body = show_model(snapshot, caller, quoted_id) if quoted_id else list_models(snapshot, caller)
+        await respond(send, 200, body, JSON)
+        return 200
+
+    async def _serve_other(self, scope: Scope, send: Send) -> int:
+        path, method = scope["path"], scope["method"]
+        if path in ("/healthz", "/readyz"):
+            if method not in ("GET", "HEAD"):
+                raise MethodNotAllowed("this path takes GET", headers=[(b"allow", b"GET, HEAD")])
+            await respond(send, 200, self._status(), JSON)
+            return 200
+        raise NotFound(f"unknown route `{method} {path[:200]}`", code="unknown_route")
+
+    async def _serve_internal(self, path: str, send: Send) -> None:
+        if path == "/internal/metrics":
+            await respond(send, 200, self._metrics.exposition(), EXPOSITION)
+        elif path == "/internal/health":
+            body = msgspec.json.encode(self._pipeline.health.snapshot())
+            await respond(send, 200, body, JSON)
+        elif path == "/internal/reload":
+            self._reload()
+            await respond(send, 200, self._status(), JSON)
+        else:
+            await respond(send, 404, b"{}", JSON)
+
+    def _status(self) -> bytes:
+        version = self._pipeline.snapshot.configuration.version
+        return msgspec.json.encode({"status": "ok", "policy_version": version})
+
+
+def _is_internal(scope: Scope) -> bool:
+    server = scope.get("server")
+    return server is None or server[1] is None

@@ -1,0 +1,52 @@
+"""POST /v1/chat/completions: parse once, keep the bytes, hand over to the pipeline."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from gateway.api.auth import KeyRing
+from gateway.api.http import AsgiReply, CancelOnDisconnect, Receive, Send, read_body
+from gateway.errors import InvalidRequest
+from gateway.pipeline import Pipeline
+from gateway.types import ChatRequest
+
+CLIENT_CLOSED = 499
+"""Not sent to anybody: what metrics say of a request whose client went away."""
+
+_decode = msgspec.json.Decoder(ChatRequest).decode
+_AT = re.compile(r"at `\$\.?([^`]*)`")
+
+
+async def complete_chat(
+    pipeline: Pipeline, keys: KeyRing, headers: dict[bytes, bytes], receive: Receive, send: Send
+) -> int:
+    """Returns the HTTP status sent. Raises GatewayError while nothing was sent."""
+    caller = await keys.authenticate(headers)
+    body = await read_body(receive, headers, pipeline.snapshot.configuration.server.max_body_bytes)
+    request = parse_chat(body)
+    text_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
+    reply = AsgiReply(send)
+    with CancelOnDisconnect(receive, reply) as disconnect:
+        return await pipeline.run(request, body, caller, text_headers, reply)
+    assert disconnect.happened
+    return CLIENT_CLOSED
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """Raises InvalidRequest, whose `param` names the field that is wrong."""
+    try:
+        request = _decode(body)
+    except msgspec.ValidationError as error:
+        found = _AT.search(str(error))
+        raise InvalidRequest(
+            f"invalid request: {error}", param=found[1] if found else None, code="invalid_type"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the request body is not valid JSON: {error}", code="invalid_json") from None
+    if not request.messages:
+        raise InvalidRequest("`messages` is empty", param="messages", code="invalid_value")
+    if not request.model:
+        raise InvalidRequest("`model` is empty", param="model", code="invalid_value")
+    return request

@@ -1,0 +1,173 @@
+"""A data-plane worker: the composition root of everything a request meets. Started by the supervisor.
+
+`python -m gateway.app --index 0 --socket-fd 5 [--config PATH]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import socket
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from gateway.accounting.entry import Books
+from gateway.api.application import Application
+from gateway.api.auth import KeyRing
+from gateway.api.http import Receive, Scope, Send, read_body, respond_error
+from gateway.config.compiler import compile_configuration
+from gateway.config.settings import Settings, environment_variables, load_settings
+from gateway.errors import ConfigError, GatewayError, Unavailable, UpstreamError
+from gateway.ledger.spool import Spool
+from gateway.pipeline import Pipeline
+from gateway.processes import bind_unix, control_socket, create_server, worker_socket
+from gateway.publication import Publication
+from gateway.routing.health import HealthBook
+from gateway.snapshot import Snapshot
+from gateway.telemetry import Metrics, set_up_log
+from gateway.types import KeyRecord
+from gateway.upstream.client import UpstreamClient
+from gateway.upstream.request import Deadlines, Origin, UpstreamRequest, header_block
+
+DRAIN_SECONDS = 30
+"""How long open requests may go on after SIGTERM."""
+RELOAD_EVERY = 1.0
+CONTROL_SECONDS = 30.0
+LOOKUP_SECONDS = 2.0
+MAX_CONTROL_BODY = 8 * 1024 * 1024
+MAX_CONTROL_ANSWER = 64 * 1024 * 1024
+
+_HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"host", b"content-length"}
+)
+
+_log = logging.getLogger(__name__)
+
+
+class ControlPlane:
+    """The worker's way to the control plane. When it is away, operators get 503 and applications notice nothing."""
+
+    def __init__(self, client: UpstreamClient, socket_path: Path) -> None:
+        self._client = client
+        self._origin = Origin.parse("http://control", uds=str(socket_path))
+
+    async def find_key(self, digest: str) -> KeyRecord | None:
+        try:
+            status, _, body = await self._call(b"GET", f"/internal/keys/{digest}".encode(), b"", b"", LOOKUP_SECONDS)
+        except UpstreamError as error:
+            _log.warning("an unknown key could not be looked up: %s", error)
+            return None
+        return msgspec.json.decode(body, type=KeyRecord) if status == 200 else None
+
+    async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(receive, dict(scope["headers"]), MAX_CONTROL_BODY)
+            query = scope["query_string"]
+            target = (scope["raw_path"] or scope["path"].encode()) + (b"?" + query if query else b"")
+            block = header_block((name, value) for name, value in scope["headers"] if name not in _HOP_BY_HOP)
+            try:
+                status, headers, content = await self._call(
+                    scope["method"].encode(), target, block, body, CONTROL_SECONDS
+                )
+            except UpstreamError:
+                raise Unavailable(
+                    "the control plane is not available; applications are served", code="control_plane"
+                ) from None
+        except GatewayError as error:
+            await respond_error(send, error)
+            return
+        kept = [(name, value) for name, value in headers if name not in _HOP_BY_HOP]
+        kept.append((b"content-length", b"%d" % len(content)))
+        await send({"type": "http.response.start", "status": status, "headers": kept})
+        await send({"type": "http.response.body", "body": content, "more_body": False})
+
+    async def _call(
+        self, method: bytes, target: bytes, headers: bytes, body: bytes, seconds: float
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        total_at = asyncio.get_running_loop().time() + seconds
+        request = UpstreamRequest(self._origin, method, target, headers, body)
+        response = await self._client.send(request, Deadlines(connect=seconds, total_at=total_at))
+        try:
+            return response.status, response.headers, await response.read(MAX_CONTROL_ANSWER)
+        finally:
+            response.close()
+
+
+class Worker:
+    """Owns the worker's state: the snapshot in force, keys, spool, connections."""
+
+    def __init__(self, settings: Settings, index: int) -> None:
+        self._settings = settings
+        self._publication = Publication(settings.home)
+        self._stamp = self._publication.stamp()
+        self._user_agent = f"hatchway/{distribution_version('hatchway')}"
+        self.client = UpstreamClient()
+        self.metrics = Metrics()
+        self.spool = Spool(settings.spool_dir, f"worker-{index}")
+        control = ControlPlane(self.client, control_socket(settings.run_dir))
+        self.keys = KeyRing(control.find_key)
+        self.keys.replace(self._publication.read_keys())
+        self.pipeline = Pipeline(self._build(), self.client, Books(self.spool, self.metrics), HealthBook())
+        self.application = Application(
+            self.pipeline, self.keys, self.metrics, forward=control.forward, reload=self.reload
+        )
+
+    def reload(self) -> None:
+        """Takes up what was published. A configuration that does not compile here leaves the old one in force."""
+        self._stamp = self._publication.stamp()
+        try:
+            self.keys.replace(self._publication.read_keys())
+            self.pipeline.snapshot = self._build()
+        except (OSError, msgspec.DecodeError, ConfigError) as error:
+            _log.error("what was published cannot be taken up, the old configuration stays: %s", error)
+
+    async def watch(self) -> None:
+        """Notices a publication whose push was missed."""
+        while True:
+            await asyncio.sleep(RELOAD_EVERY)
+            if self._publication.stamp() != self._stamp:
+                self.reload()
+
+    def _build(self) -> Snapshot:
+        document = self._publication.read_document()
+        configuration = compile_configuration(document, environment_variables())
+        self.metrics.configuration(configuration.version)
+        return Snapshot.build(configuration, self._settings.run_dir, self._user_agent)
+
+
+async def serve(settings: Settings, index: int, listener: socket.socket) -> None:
+    """Serves until SIGTERM, then drains, syncs the spool and returns."""
+    worker = Worker(settings, index)
+    server = create_server(worker.application, drain_seconds=DRAIN_SECONDS)
+    internal = bind_unix(worker_socket(settings.run_dir, index))
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: the collector need not look at it again
+    try:
+        async with asyncio.TaskGroup() as owned:
+            tasks = [owned.create_task(worker.spool.run_sync()), owned.create_task(worker.watch())]
+            await server.serve(sockets=[listener, internal])
+            for task in tasks:
+                task.cancel()
+    finally:
+        await worker.client.close()
+        worker.spool.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="gateway.app")
+    parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--socket-fd", type=int, required=True)
+    parser.add_argument("--config", type=Path)
+    arguments = parser.parse_args()
+    set_up_log(f"worker-{arguments.index}")
+    listener = socket.socket(fileno=arguments.socket_fd)
+    uvloop.run(serve(load_settings(config=arguments.config), arguments.index, listener))
+
+
+if __name__ == "__main__":
+    main()

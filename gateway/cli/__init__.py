@@ -1,0 +1,41 @@
+"""The `hatchway` command. Data goes to standard output, everything for people to standard error."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from gateway.cli import engine, keys, models, policy, reports, up
+from gateway.cli.console import fail
+from gateway.errors import ConfigError, StoreError
+from gateway.model_store import ModelError
+from gateway.supervisor import StartError
+
+app = typer.Typer(
+    name="hatchway",
+    help="An LLM gateway: one OpenAI base_url, any backend, every token accounted for.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("up")(up.up)
+app.command("check")(policy.check)
+app.command("explain")(policy.explain)
+app.command("report")(reports.report)
+app.command("engine", context_settings={"allow_extra_args": False})(engine.engine)
+app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """The entry point. A failure that has a name ends in its message and a status, never in a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        fail(str(error), status=2)
+    except (StoreError, StartError, ModelError) as error:
+        fail(str(error))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

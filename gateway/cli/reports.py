@@ -1,0 +1,64 @@
+"""`hatchway report`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.accounting import reports
+from gateway.cli.console import ask_gateway, fail, show, stdout, warn
+from gateway.config.settings import load_settings, shipped
+from gateway.errors import StoreError
+from gateway.ledger.shipper import Shipper, ShipperBusy
+from gateway.store.database import Database
+from gateway.store.migrate import migrate
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+def report(
+    by: Annotated[
+        str, typer.Option(help="Groups, separated by commas: team, project, model, endpoint, domain, day, ...")
+    ] = ",".join(reports.DEFAULT_BY),
+    since: Annotated[str | None, typer.Option("--from", help="First day or time, or how long ago (7d).")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="Last day (included) or time.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as `--format json`.")] = False,
+) -> None:
+    """Usage and cost out of the ledger."""
+    settings = load_settings()
+    try:
+        groups = reports.parse_by(by)
+        start, end = reports.parse_period(since, until, datetime.now(UTC))
+    except ValueError as error:
+        fail(str(error), status=2)
+    settings.prepare()
+    flushed = ask_gateway(settings, "POST", "/internal/flush") is not None
+    with Database.open(settings.database_url, settings.database_dir) as database:
+        migrate(database, shipped("migrations"))
+        if not flushed:
+            _ship_leftovers(settings.spool_dir, database)
+        found = reports.report(database.engine, groups, start, end)
+    if as_json or form is Format.JSON:
+        show(reports.to_json(found))
+    elif form is Format.CSV:
+        show(reports.to_csv(found))
+    else:
+        stdout.print(reports.to_table(found))
+
+
+def _ship_leftovers(spool: Path, database: Database) -> None:
+    """Without a running gateway, what the last one spooled is carried over here."""
+    try:
+        with Shipper(spool, database.connect) as shipper:
+            shipper.ship_once()
+    except (OSError, ShipperBusy, StoreError) as error:
+        warn(f"some usage events are not in the report yet: {error}")

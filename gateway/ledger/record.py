@@ -1,0 +1,153 @@
+"""One line of a spool: a usage event, its kind and a checksum.
+
+    hatchway-spool 1
+    8f1c03aa S {"event_id":"0199...","request_id":...}
+    2b90d1e7 E {"event_id":"0199...","request_id":...}
+
+The first line of a file names the format version. Every further line is `crc32 kind json\\n`: eight hex digits of
+the CRC-32 (zlib) over `kind json`, the kind (`S` written before the upstream is called, `E` when the attempt is
+settled), and the event as JSON in one line. Decimals are JSON strings, timestamps RFC 3339, `prices` and `raw_usage`
+the JSON that was given, verbatim but for line breaks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from gateway.types import UsageEvent
+
+Kind = Literal["S", "E"]
+
+HEADER = b"hatchway-spool 1\n"
+MAX_RECORD = 256 * 1024  # bytes of JSON
+MAX_LINE = MAX_RECORD + 16  # checksum, kind, blanks and line break
+WORKER_LOST = "worker_lost"
+DROPPED = "hatchway.dropped"
+"""Tag that names what was left out of a row, so that a gap is visible in the ledger itself."""
+
+_MAX_TEXT = 1024  # characters of one text column in a record that was too long
+_START = {"S": crc32(b"S "), "E": crc32(b"E ")}
+_encode = msgspec.json.Encoder().encode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class BadRecord(ValueError):
+    """A line that is not a record: torn, corrupt or of another format."""
+
+
+class Line(NamedTuple):
+    kind: Kind
+    json: bytes
+
+
+class _Stored(UsageEvent, kw_only=True):
+    # msgspec cannot decode `Raw | None`; a plain Raw takes any JSON, and `null` is turned back into None below.
+    prices: msgspec.Raw
+    raw_usage: msgspec.Raw
+
+
+class _Identity(msgspec.Struct):
+    event_id: str
+
+
+_decode_stored = msgspec.json.Decoder(_Stored).decode
+_decode_identity = msgspec.json.Decoder(_Identity).decode
+
+
+def write_line(kind: Kind, event: UsageEvent) -> bytes:
+    """The line for `event`, never longer than MAX_LINE.
+
+    A value that cannot be stored (not JSON, text that is not Unicode, a record over the limit) costs that value, never
+    the row: `raw_usage` goes first, then `tags`, then long texts are cut, and the tag DROPPED says so.
+    """
+    if event.raw_usage is not None and not _is_json(event.raw_usage):
+        event = shrink(event, "raw_usage")  # spliced as it is, it would make the whole line unreadable
+    try:
+        json = _encode(event)
+    except UnicodeEncodeError:
+        json = _encode(shrink(event))
+    if len(json) > MAX_RECORD:
+        json = _fit(event)
+    if b"\n" in json:  # only between tokens of a spliced value: inside a JSON string a line break is `\n` escaped
+        json = json.replace(b"\n", b" ")
+    return b"%08x %c %b\n" % (crc32(json, _START[kind]), ord(kind), json)
+
+
+def read_line(line: bytes) -> Line:
+    """Checks one line and splits it. Raises `BadRecord` with the reason."""
+    if not line.endswith(b"\n"):
+        raise BadRecord("no line break at the end")
+    kind: Kind
+    if line[8:11] == b" E ":
+        kind = "E"
+    elif line[8:11] == b" S ":
+        kind = "S"
+    else:
+        raise BadRecord("not of the form `crc32 kind json`")
+    json = line[11:-1]
+    if line[:8] != b"%08x" % crc32(json, _START[kind]):
+        raise BadRecord("wrong checksum")
+    return Line(kind, json)
+
+
+def read_event(json: bytes) -> UsageEvent:
+    """The event of a record. Raises `BadRecord` when the JSON is not a usage event."""
+    try:
+        event = _decode_stored(json)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRecord(f"not a usage event: {error}") from error
+    prices = None if bytes(event.prices) == b"null" else event.prices
+    raw_usage = None if bytes(event.raw_usage) == b"null" else event.raw_usage
+    fields = msgspec.structs.asdict(event)
+    return UsageEvent(**{**fields, "prices": prices, "raw_usage": raw_usage})
+
+
+def read_event_id(json: bytes) -> str:
+    """Only the id: enough to pair an `S` with its `E`. Raises `BadRecord`."""
+    try:
+        return _decode_identity(json).event_id
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRecord(f"not a usage event: {error}") from error
+
+
+def shrink(event: UsageEvent, *parts: str, max_text: int | None = None) -> UsageEvent:
+    """A copy without `parts` (of `raw_usage`, `tags`), with storable texts, and the tag DROPPED naming what went.
+
+    Texts lose lone surrogates and NUL (neither UTF-8 nor PostgreSQL has them) and are cut after `max_text` characters.
+    """
+    changes: dict[str, object] = {}
+    gone = list(parts)
+    for field in event.__struct_fields__:
+        value = getattr(event, field)
+        if isinstance(value, str) and (clean := _storable(value)[:max_text]) != value:
+            changes[field] = clean
+            gone.append(field)
+    if "raw_usage" in parts:
+        changes["raw_usage"] = None
+    tags = {} if "tags" in parts else {_storable(k): _storable(v) for k, v in (event.tags or {}).items()}
+    changes["tags"] = {**tags, DROPPED: ",".join(gone)}
+    return msgspec.structs.replace(event, **changes)
+
+
+def _is_json(raw: msgspec.Raw) -> bool:
+    try:
+        _decode_raw(raw)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def _fit(event: UsageEvent) -> bytes:
+    for parts, max_text in ((("raw_usage",), None), (("raw_usage", "tags"), None), (("raw_usage", "tags"), _MAX_TEXT)):
+        json = _encode(shrink(event, *parts, max_text=max_text))
+        if len(json) <= MAX_RECORD:
+            return json
+    # Only `prices`, which the gateway writes itself, is left; without it the cost on the row still stands.
+    return _encode(shrink(msgspec.structs.replace(event, prices=None), "raw_usage", "tags", max_text=_MAX_TEXT))

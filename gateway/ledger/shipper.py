@@ -1,0 +1,336 @@
+"""Carries the spools of all workers into PostgreSQL: at least once from the file, exactly once in the table."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple
+
+import psycopg
+
+from gateway.errors import StoreError
+from gateway.ledger import segment as segments
+from gateway.ledger.batch import Connection, insert
+from gateway.ledger.record import HEADER, MAX_LINE, BadRecord, read_event, read_event_id, read_line
+from gateway.ledger.rejects import Reject, reject, write_rejects
+from gateway.ledger.segment import Segment
+from gateway.types import UsageEvent
+
+LOCK_FILE = "shipper.lock"
+BATCH_ROWS = 2000
+BATCH_BYTES = 8 * 1024 * 1024
+
+_FORMAT = HEADER.split()[0] + b" "
+_log = logging.getLogger(__name__)
+
+
+class ShipperBusy(Exception):
+    """Another shipper works on this directory."""
+
+
+class Shipped(NamedTuple):
+    """What one round did. `rejected`, `torn`, `mended` have a line each in `spool/rejected/`."""
+
+    rows: int = 0  # new rows in the table
+    bytes: int = 0  # read from the spool and dealt with
+    pending_bytes: int = 0  # left: written since, or of a line that is not complete yet
+    rejected: int = 0  # corrupt lines, and rows that PostgreSQL refuses
+    torn: int = 0  # last lines of dead workers that were cut off
+    lost: int = 0  # attempts of dead workers that were never settled, shipped as they began
+    mended: int = 0  # rows shipped without a value that PostgreSQL refuses
+
+
+@dataclass
+class _Progress:
+    """How far one segment has come. Everything before `read` is in the table, rejected, or in `unsettled`."""
+
+    segment: Segment
+    read: int
+    saved: int
+    unsettled: dict[str, int] = field(default_factory=dict)  # event id -> where its `S` stands, in the order written
+
+    @property
+    def confirmed(self) -> int:
+        """Where reading has to begin after a restart: no `S` whose `E` has not been seen may be skipped."""
+        return next(iter(self.unsettled.values()), self.read)
+
+
+class _Row(NamedTuple):
+    event: UsageEvent
+    path: Path
+    offset: int
+    line: bytes
+
+
+@dataclass
+class _Round:
+    """What has been read and not yet written."""
+
+    rows: list[_Row] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    size: int = 0  # bytes of both
+    done: Shipped = field(default_factory=Shipped)
+
+    def count(self, **more: int) -> None:
+        self.done = self.done._replace(**{name: getattr(self.done, name) + n for name, n in more.items()})
+
+    def add_reject(self, path: Path, offset: int, reason: str, line: bytes) -> None:
+        self.rejects.append(reject(path, offset, reason, line))
+        self.size += len(line)
+
+
+class Shipper:
+    """One for each spool directory; a lock file keeps a second one out.
+
+    `connect` opens a connection to a migrated database; it is kept between rounds and opened anew after a failure.
+    An attempt is shipped when it is settled. One that began and was not settled waits until its worker is dead and all
+    of the worker's segments are read, and is then shipped as it began. Memory is bounded by one batch and by the
+    attempts in flight. Not safe for use from two threads at once.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        connect: Callable[[], Connection],
+        *,
+        batch_rows: int = BATCH_ROWS,
+        batch_bytes: int = BATCH_BYTES,
+    ) -> None:
+        self._directory = directory
+        self._connect = connect
+        self._batch_rows = batch_rows
+        self._batch_bytes = batch_bytes
+        self._connection: Connection | None = None
+        self._lock = -1
+        self._progress: dict[Path, _Progress] = {}
+        self._origins: dict[str, _Progress] = {}  # event id -> the segment with its `S`
+        self._foreign: set[Path] = set()  # of another format version, reported once
+
+    def ship_once(self) -> Shipped:
+        """Ships everything that is in the spool now. Blocking.
+
+        Raises: `StoreError` when PostgreSQL cannot be reached or refuses altogether, `OSError` when the spool cannot
+        be read or the offset not saved, `ShipperBusy`. Nothing is lost then: the next call begins again where the
+        last saved offsets say.
+        """
+        self._take_lock()
+        try:
+            return self._ship()
+        except psycopg.Error as error:
+            self._reset()
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise StoreError(f"usage events cannot be written: {reason}\nhint: they wait in the spool") from error
+        except BaseException:
+            self._reset()
+            raise
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes in the spool that are not shipped, without asking PostgreSQL."""
+        return sum(
+            max(0, _size(segment.path) - self._read_so_far(segment))
+            for listed in segments.segments_by_process(self._directory).values()
+            for segment in listed
+            if segment.path not in self._foreign
+        )
+
+    def close(self) -> None:
+        """Closes the connection and lets another shipper in."""
+        self._reset()
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+    def __enter__(self) -> Shipper:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ship(self) -> Shipped:
+        dead = self._dead_processes()
+        # Listed after the check: whatever a dead worker wrote is complete here.
+        listed = segments.segments_by_process(self._directory)
+        if self.pending_bytes and self._connection is None:
+            self._connection = self._connect()  # before anything is read in vain
+        current = _Round()
+        for process, own in listed.items():
+            for segment in own:
+                is_final = process in dead or segment is not own[-1]
+                self._read_segment(current, segment, is_final)
+            if process in dead:
+                self._read_lost(current, own)
+        self._flush(current)
+        for process, own in listed.items():
+            self._delete_shipped(own if process in dead else own[:-1])
+        return current.done._replace(pending_bytes=self.pending_bytes)
+
+    def _dead_processes(self) -> set[str]:
+        """Workers that write no more. A living one always holds its newest segment, so one that can be locked and is
+        still the newest afterwards has no owner."""
+        free: dict[str, Segment] = {}
+        for process, own in segments.segments_by_process(self._directory).items():
+            if not segments.is_held(own[-1].path):
+                free[process] = own[-1]
+        newest = {process: own[-1] for process, own in segments.segments_by_process(self._directory).items()}
+        return {process for process, segment in free.items() if newest.get(process) == segment}
+
+    def _read_segment(self, current: _Round, segment: Segment, is_final: bool) -> None:
+        """Reads what is new, up to the size of this moment. `is_final`: nobody will add to it."""
+        path = segment.path
+        if path in self._foreign:
+            return
+        progress = self._progress.get(path)
+        if progress is None:
+            saved = segments.offset_of(path)
+            progress = self._progress[path] = _Progress(segment, saved, saved)
+        end = _size(path)
+        if progress.read >= end:
+            return
+        with open(path, "rb") as file:
+            if progress.read == 0 and not self._read_header(progress, file):
+                return
+            file.seek(progress.read)
+            while progress.read < end:
+                line = file.readline(MAX_LINE)
+                if not line.endswith(b"\n") and len(line) < MAX_LINE and not is_final:
+                    break  # being written
+                self._take(current, progress, line, is_last=is_final and progress.read + len(line) >= end)
+                progress.read += len(line)
+                current.count(bytes=len(line))
+                self._flush_if_full(current)
+
+    def _read_header(self, progress: _Progress, file: BinaryIO) -> bool:
+        """Passes the header. False for another version of the format: such a file is left for who can read it.
+        A header that is no header at all was damaged; the checksums tell which records were not."""
+        head = file.readline(len(HEADER))
+        if head == HEADER:
+            progress.read = len(HEADER)
+        elif head.startswith(_FORMAT):
+            self._foreign.add(progress.segment.path)
+            _log.error("`%s` is of another format version and stays where it is", progress.segment.path.name)
+            return False
+        return True
+
+    def _take(self, current: _Round, progress: _Progress, line: bytes, *, is_last: bool) -> None:
+        path, offset = progress.segment.path, progress.read
+        try:
+            kind, json = read_line(line)
+            if kind == "S":
+                event_id = read_event_id(json)
+                progress.unsettled[event_id] = offset
+                self._origins[event_id] = progress
+                return
+            event = read_event(json)
+        except BadRecord as error:
+            if is_last:
+                current.count(torn=1)
+                current.add_reject(path, offset, f"torn tail: {error}", line)
+            else:
+                current.count(rejected=1)
+                current.add_reject(path, offset, str(error), line)
+            return
+        origin = self._origins.pop(event.event_id, None)
+        if origin is not None:
+            origin.unsettled.pop(event.event_id, None)
+        current.rows.append(_Row(event, path, offset, line))
+        current.size += len(line)
+
+    def _read_lost(self, current: _Round, own: list[Segment]) -> None:
+        """Adds what a dead worker began and did not settle."""
+        for segment in own:
+            progress = self._progress.get(segment.path)
+            if progress is None or not progress.unsettled:
+                continue
+            with open(segment.path, "rb") as file:
+                for event_id, offset in list(progress.unsettled.items()):
+                    file.seek(offset)
+                    line = file.readline(MAX_LINE)
+                    del progress.unsettled[event_id]
+                    self._origins.pop(event_id, None)
+                    try:
+                        current.rows.append(_Row(read_event(read_line(line).json), segment.path, offset, line))
+                        current.count(lost=1)
+                    except BadRecord as error:
+                        current.count(rejected=1)
+                        current.add_reject(segment.path, offset, str(error), line)
+                    current.size += len(line)
+                    self._flush_if_full(current)
+
+    def _flush_if_full(self, current: _Round) -> None:
+        if len(current.rows) + len(current.rejects) >= self._batch_rows or current.size >= self._batch_bytes:
+            self._flush(current)
+
+    def _flush(self, current: _Round) -> None:
+        """Table first, then the files of what it refused, then the offsets: a crash in between ships again."""
+        if current.rows:
+            if self._connection is None:
+                self._connection = self._connect()
+            inserted = insert(self._connection, [row.event for row in current.rows])
+            current.count(rows=inserted.rows)
+            for refused in inserted.refused:
+                row = current.rows[refused.position]
+                current.rejects.append(
+                    reject(row.path, row.offset, refused.reason, row.line, is_mended=refused.is_mended)
+                )
+                current.count(**{"mended" if refused.is_mended else "rejected": 1})
+        write_rejects(self._directory, current.rejects)
+        for entry in current.rejects:
+            _log.warning("%s at %d: %s; see the folder `rejected`", entry.segment, entry.offset, entry.reason)
+        current.rows, current.rejects, current.size = [], [], 0
+        self._save_offsets()
+
+    def _save_offsets(self) -> None:
+        for path, progress in self._progress.items():
+            confirmed = progress.confirmed
+            if confirmed != progress.saved:
+                segments.save_offset(path, confirmed)
+                progress.saved = confirmed
+
+    def _delete_shipped(self, finished: list[Segment]) -> None:
+        """Removes segments that nobody writes and that hold nothing more."""
+        for segment in finished:
+            progress = self._progress.get(segment.path)
+            if progress is not None and not progress.unsettled and progress.read >= _size(segment.path):
+                segments.delete(segment.path)
+                del self._progress[segment.path]
+
+    def _read_so_far(self, segment: Segment) -> int:
+        progress = self._progress.get(segment.path)
+        return segments.offset_of(segment.path) if progress is None else progress.read
+
+    def _take_lock(self) -> None:
+        if self._lock >= 0:
+            return
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self._directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise ShipperBusy(
+                f"another shipper works on `{self._directory}`\n"
+                "hint: stop the other gateway, or give this one a `HATCHWAY_HOME` of its own"
+            ) from None
+        self._lock = fd
+
+    def _reset(self) -> None:
+        """Forgets what is only in memory: the saved offsets are the truth after a failure."""
+        self._progress.clear()
+        self._origins.clear()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.close()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size

@@ -1,0 +1,201 @@
+"""One request's life: plan, attempt, fall back, answer. Read this first.
+
+The pipeline owns the order of things; what is decided lies in `routing/`, one try at one endpoint in `attempt.py`,
+what goes over the wire in `adapters/` and `upstream/`, what is written down in `accounting/` and `ledger/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from random import Random
+from time import time
+
+import msgspec
+
+from gateway.accounting.entry import Books, Context, new_request_id
+from gateway.attempt import Attempt, Headers, Reply
+from gateway.config.model import Endpoint
+from gateway.errors import GatewayError, Unavailable, UpstreamError, UpstreamStatus
+from gateway.ledger.spool import SpoolError
+from gateway.routing.health import HealthBook
+from gateway.routing.plan import Plan
+from gateway.routing.refusal import explain_failures, explain_no_candidates, is_larger
+from gateway.routing.retry import CALLERS_MISTAKE, counts_against, next_step, retry_after
+from gateway.snapshot import Snapshot
+from gateway.types import Caller, Candidate, ChatRequest
+from gateway.upstream.client import UpstreamClient
+
+RETRY_PAUSE = 0.1
+"""Seconds before the same endpoint is tried again, times the tries so far."""
+
+Failures = list[tuple[str, UpstreamError]]
+
+
+class Pipeline:
+    """One for each worker. `snapshot` is replaced while requests run; a request keeps the one it began with."""
+
+    def __init__(self, snapshot: Snapshot, client: UpstreamClient, books: Books, health: HealthBook) -> None:
+        self.snapshot = snapshot
+        self.health = health
+        self._client = client
+        self._books = books
+        self._rng = Random()
+
+    async def run(
+        self, request: ChatRequest, body: bytes, caller: Caller, headers: Mapping[str, str], reply: Reply
+    ) -> int:
+        """Serves one chat completion and returns the HTTP status that was sent.
+
+        Raises GatewayError when the request cannot be served and nothing was sent.
+        """
+        snapshot = self.snapshot
+        now = asyncio.get_running_loop().time()
+        facts = snapshot.facts(request, caller, len(body), headers)
+        plan = snapshot.plan(facts, caller, health=self.health.snapshot(), now=now, rng=self._rng)
+        if not plan.candidates:
+            raise explain_no_candidates(plan)
+        team = snapshot.configuration.teams.get(caller.team)
+        context = Context(
+            request_id=new_request_id(),
+            request=request,
+            caller=caller,
+            cost_center=None if team is None else team.cost_center,
+            route=plan.route.name,
+            policy=plan.policy.id,
+            policy_version=plan.policy_version,
+            domain=facts.domain,
+        )
+        return await self._follow(plan, context, snapshot, body, reply, total_at=now + plan.policy.timeouts.total)
+
+    async def _follow(
+        self, plan: Plan, context: Context, snapshot: Snapshot, body: bytes, reply: Reply, *, total_at: float
+    ) -> int:
+        """Makes attempts in the plan's order until one has served the client or nothing is left to try."""
+        endpoints = snapshot.configuration.endpoints
+        failures: Failures = []
+        waiting = list(plan.candidates)
+        tries_here = 0
+        while waiting:
+            endpoint = endpoints[waiting[0].endpoint]
+            tries_here += 1
+            headers = _headers(context, endpoint, attempt=len(failures) + 1)
+            try:
+                await self._attempt(endpoint, plan, context, snapshot, body, reply, headers, total_at)
+                return 200
+            except UpstreamError as failed:
+                error = failed
+            failures.append((endpoint.id, error))
+            step = next_step(
+                error, tries_here=tries_here, attempts=plan.policy.attempts, client_has_content=reply.has_started
+            )
+            if step == "retry":
+                await asyncio.sleep(RETRY_PAUSE * tries_here)
+                continue
+            if step in ("pass_on", "stop"):
+                break
+            waiting = _remaining(waiting, endpoints, only_larger=step == "larger_window")
+            tries_here = 0
+        return await _report(failures, endpoints, reply, headers)
+
+    async def _attempt(
+        self,
+        endpoint: Endpoint,
+        plan: Plan,
+        context: Context,
+        snapshot: Snapshot,
+        body: bytes,
+        reply: Reply,
+        headers: Headers,
+        total_at: float,
+    ) -> None:
+        try:
+            entry = self._books.open(context, int(headers[-1][1]), endpoint, snapshot.prices)
+        except SpoolError as error:
+            self._books.metrics.spool_error()
+            message = "the usage ledger cannot be written, so nothing is sent on"
+            raise Unavailable(message, code="ledger_unavailable") from error
+        attempt = Attempt(
+            request=context.request,
+            endpoint=endpoint,
+            adapter=snapshot.adapters[endpoint.id],
+            entry=entry,
+            client=self._client,
+            reply=reply,
+            headers=headers,
+            timeouts=plan.policy.timeouts,
+            total_at=total_at,
+        )
+        self.health.start(endpoint.id)
+        try:
+            await attempt.run(body)
+        except UpstreamError as error:
+            if counts_against(error):
+                now = asyncio.get_running_loop().time()
+                self.health.fail(endpoint.id, now, retry_after=retry_after(error, time()))
+            raise
+        else:
+            if attempt.ttft is not None:
+                self.health.succeed(endpoint.id, attempt.ttft)
+        finally:
+            self.health.finish(endpoint.id)
+
+
+def error_body(error: GatewayError) -> bytes:
+    """OpenAI's error object."""
+    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return msgspec.json.encode({"error": fields})
+
+
+def _headers(context: Context, endpoint: Endpoint, *, attempt: int) -> Headers:
+    return [
+        (b"x-hatchway-request-id", context.request_id.encode()),
+        (b"x-hatchway-endpoint", endpoint.id.encode()),
+        (b"x-hatchway-route", context.route.encode()),
+        (b"x-hatchway-policy-version", context.policy_version.encode()),
+        (b"x-hatchway-attempts", b"%d" % attempt),
+    ]
+
+
+def _remaining(
+    waiting: Sequence[Candidate], endpoints: Mapping[str, Endpoint], *, only_larger: bool
+) -> list[Candidate]:
+    failed = endpoints[waiting[0].endpoint]
+    return [
+        candidate for candidate in waiting[1:] if not only_larger or is_larger(endpoints[candidate.endpoint], failed)
+    ]
+
+
+async def _report(failures: Failures, endpoints: Mapping[str, Endpoint], reply: Reply, headers: Headers) -> int:
+    """Tells the client: in the upstream's words where it was the caller's mistake, in ours otherwise.
+
+    After content has been seen the stream ends in an error event, which SDKs raise, and never in a normal end.
+    """
+    endpoint_id, last = failures[-1]
+    if not reply.has_started and isinstance(last, UpstreamStatus) and last.status in CALLERS_MISTAKE | {404}:
+        content = _scrub(last.body, endpoints[endpoint_id])
+        length = (b"content-length", b"%d" % len(content))
+        await reply.start(last.status, [(b"content-type", b"application/json"), length, *headers])
+        await reply.send(content, is_last=True)
+        return last.status
+    failure = explain_failures(failures, now_epoch=time())
+    if not reply.has_started:
+        failure.headers = (*failure.headers, *headers)
+        raise failure
+    await reply.send(b"data: " + error_body(failure) + b"\n\n", is_last=True)
+    return 200
+
+
+def _scrub(body: bytes, endpoint: Endpoint) -> bytes:
+    """The upstream's words, less the secrets it was sent. A body that is not JSON becomes one."""
+    for secret in (endpoint.provider.api_key, *endpoint.provider.headers.values()):
+        if secret is not None and secret.reveal():
+            body = body.replace(secret.reveal().encode(), b"***")
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        text = body.decode("utf-8", "replace")[:2000]
+        return msgspec.json.encode(
+            {"error": {"message": text, "type": "invalid_request_error", "param": None, "code": None}}
+        )
+    return body

@@ -1,0 +1,92 @@
+"""A compiled configuration with everything built from it: what a worker needs to decide about a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from pathlib import Path
+from random import Random
+
+import msgspec
+
+from gateway.accounting.prices import PriceBook, cost
+from gateway.accounting.tokens import rough_tokens
+from gateway.adapters.base import Adapter
+from gateway.adapters.registry import build_adapter, declared_capabilities
+from gateway.config.model import Configuration, Endpoint
+from gateway.errors import NotFound, PermissionDenied
+from gateway.routing.domains import DomainClassifier
+from gateway.routing.facts import Facts, last_user_text, read_facts
+from gateway.routing.plan import Plan, make_plan, match_route
+from gateway.types import Caller, Capability, ChatRequest, EndpointHealth, Usage
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Immutable; swapped as a whole, by one assignment. A request keeps the one it began with."""
+
+    configuration: Configuration
+    adapters: Mapping[str, Adapter]  # of the usable endpoints
+    capabilities: Mapping[str, frozenset[Capability]]
+    prices: PriceBook
+    classifier: DomainClassifier | None
+
+    @classmethod
+    def build(cls, configuration: Configuration, run_dir: Path, user_agent: str) -> Snapshot:
+        """`run_dir`: where local engines have their sockets."""
+        endpoints = configuration.endpoints.values()
+        return cls(
+            configuration=configuration,
+            adapters={
+                endpoint.id: build_adapter(endpoint, run_dir, user_agent)
+                for endpoint in endpoints
+                if endpoint.provider.missing is None
+            },
+            capabilities={endpoint.id: declared_capabilities(endpoint) for endpoint in endpoints},
+            prices=PriceBook(),
+            classifier=DomainClassifier(configuration.domains) if configuration.domains else None,
+        )
+
+    def facts(self, request: ChatRequest, caller: Caller, body_bytes: int, headers: Mapping[str, str]) -> Facts:
+        domain = None if self.classifier is None else self.classifier.classify(last_user_text(request))
+        return read_facts(request, caller, input_tokens=rough_tokens(body_bytes), domain=domain, headers=headers)
+
+    def plan(
+        self, facts: Facts, caller: Caller, *, health: Mapping[str, EndpointHealth], now: float, rng: Random
+    ) -> Plan:
+        """The plan, which may have no candidate. Raises PermissionDenied for the key, NotFound for the model."""
+        if not may_use(caller, facts.model):
+            raise PermissionDenied(
+                f"this key may not use the model `{facts.model}`", code="model_not_allowed", param="model"
+            )
+        route = match_route(self.configuration, facts)
+        if route is None:
+            raise NotFound(
+                f"the model `{facts.model}` does not exist here: no route matches it\n"
+                "hint: `GET /v1/models` lists what does",
+                code="model_not_found",
+                param="model",
+            )
+        return make_plan(
+            self.configuration,
+            route,
+            facts,
+            health=health,
+            capabilities=self.capabilities,
+            quote=self._quote,
+            now=now,
+            rng=rng,
+        )
+
+    def _quote(self, endpoint: Endpoint, facts: Facts) -> Decimal | None:
+        model = endpoint.upstream_model(facts.model)
+        priced = self.prices.rates_for(endpoint, model, datetime.now(UTC), facts.input_tokens)
+        if priced is None:
+            return None
+        return cost(Usage(input_tokens=facts.input_tokens, output_tokens=facts.output_tokens), priced.rates)
+
+
+def may_use(caller: Caller, model: str) -> bool:
+    """Whether the key's list of models allows this one."""
+    return not caller.models or any(fnmatchcase(model, glob) for glob in caller.models)

@@ -1,0 +1,70 @@
+"""Brings a database to the schema of this version."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from gateway.errors import StoreError
+from gateway.store.database import Database
+
+LOCK = 0x4A7C_48A7  # any number that nothing else in the database locks
+LOCK_SECONDS = 60
+
+
+def migrate(database: Database, folder: Path) -> str:
+    """Runs the migrations of `folder` up to the newest, in one transaction; returns its revision.
+
+    An advisory lock lets several gateways start at once: one migrates, the others wait and find it done.
+    Raises `StoreError` when the database is newer than this version, or refuses.
+    """
+    # Alembic reports each step at INFO: noise for a gateway that starts, whatever level its operator has chosen.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    config = Config()
+    # `%` would be an interpolation in Alembic's configuration.
+    config.set_main_option("script_location", str(folder.resolve()).replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
+    newest = scripts.get_current_head()
+    if newest is None:
+        raise StoreError(f"`{folder}` holds no migrations\nhint: reinstall the package")
+    try:
+        with database.engine.begin() as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+            current = MigrationContext.configure(connection).get_current_heads()
+            refuse_unknown(scripts, current)
+            if current != (newest,):
+                config.attributes["connection"] = connection
+                command.upgrade(config, newest)
+    except DBAPIError as error:
+        raise refusal(error) from error
+    return newest
+
+
+def refuse_unknown(scripts: ScriptDirectory, current: tuple[str, ...]) -> None:
+    for revision in current:
+        try:
+            scripts.get_revision(revision)
+        except CommandError:
+            raise StoreError(
+                f"the database is at revision `{revision}`, which this version does not know: a newer one wrote it\n"
+                "hint: install that version again, or use another database"
+            ) from None
+
+
+def refusal(error: DBAPIError) -> StoreError:
+    hint = "see the message; nothing was changed"
+    if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+        hint = "let the user create tables: `GRANT CREATE ON SCHEMA public TO ...`"
+    elif isinstance(error.orig, psycopg.errors.DuplicateTable):
+        hint = "the database holds tables of the same name that are not ours: use an empty one"
+    return StoreError(f"the database refuses the migration: {str(error.orig).strip()}\nhint: {hint}")

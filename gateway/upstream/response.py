@@ -1,0 +1,197 @@
+"""The answer of an upstream, as its one reader sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from gateway.errors import Phase, UpstreamDisconnected, UpstreamError, UpstreamProtocolError, UpstreamTimeout
+
+if TYPE_CHECKING:
+    from gateway.upstream.coding import Decoder
+    from gateway.upstream.connection import Connection
+
+NEVER = float("inf")
+
+
+class UpstreamResponse:
+    """Status, headers, and a body to be read by one task. Whoever has it closes it.
+
+    The connection leaves this object as soon as the body is complete, read or not. A cancelled read closes it.
+    """
+
+    __slots__ = (
+        "_read_at",
+        "_read_phase",
+        "_read_since",
+        "_started",
+        "_total_at",
+        "_waiter",
+        "buffered",
+        "chunks",
+        "complete",
+        "connection",
+        "decoder",
+        "error",
+        "headers",
+        "status",
+    )
+
+    def __init__(self, connection: Connection, started: float, total_at: float) -> None:
+        self.status = 0  # 0 until the headers are complete
+        self.headers: list[tuple[bytes, bytes]] = []  # names in lower case, in the order they came
+        self.complete = False  # the whole body has been received (not: read)
+        # The rest is between this object and its connection.
+        self.connection: Connection | None = connection
+        self.chunks: list[bytes] = []
+        self.buffered = 0  # bytes in `chunks`
+        self.decoder: Decoder | None = None
+        self.error: UpstreamError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._started = started
+        self._total_at = total_at
+        self._read_at = NEVER
+        self._read_since = started
+        self._read_phase: Phase = "idle"
+
+    def __repr__(self) -> str:
+        return f"<UpstreamResponse {self.status}>"
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of `name`, given in lower case."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    def set_read_deadline(self, at: float | None, phase: Phase) -> None:
+        """Waits for the upstream end at `at` (`loop.time()`; None: no such bound) with `UpstreamTimeout(phase)`.
+
+        Holds until it is set again. Bounds waiting only: what has arrived is still handed out, and the time in which
+        nobody reads does not count against the upstream.
+        """
+        connection = self.connection
+        if connection is None:
+            return
+        self._read_at = NEVER if at is None else at
+        self._read_phase = phase
+        self._read_since = connection.loop.time()
+        if self._waiter is not None and self._read_at < connection.timer_at:
+            connection.arm(self._read_at)
+
+    async def read(self, max_bytes: int) -> bytes:
+        """The whole body, decoded. Over `max_bytes`: the connection is closed, UpstreamProtocolError.
+
+        Otherwise raises as `next_chunk` does.
+        """
+        length = self.header(b"content-length")  # absent when the body is coded
+        if length is not None and not self.complete and length.isdigit() and int(length) > max_bytes:
+            self.close()
+            raise UpstreamProtocolError(f"body is longer than {max_bytes} bytes")
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await self.next_chunk():
+            pieces.append(piece)
+            size += len(piece)
+            if size > max_bytes:
+                self.close()
+                raise UpstreamProtocolError(f"body is longer than {max_bytes} bytes")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def next_chunk(self) -> bytes:
+        """All that was received since the last call, as soon as there is something; b"" at the end of the body.
+
+        Raises UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError; first hands out what came before.
+        """
+        while True:
+            decoder = self.decoder
+            if self.chunks:
+                data = self._take()
+                if decoder is None:
+                    return data
+            elif decoder is not None and decoder.pending:
+                data = b""
+            elif self.error is not None:
+                raise self.error
+            elif self.complete:
+                if decoder is not None:
+                    decoder.finish()
+                return b""
+            else:
+                await self.wait()
+                continue
+            try:
+                piece = decoder.decode(data)
+            except UpstreamProtocolError as error:
+                self.close()
+                self.error = error
+                raise
+            if piece:
+                return piece
+
+    def close(self) -> None:
+        """Of an incomplete answer: the connection is cut at once, so that the upstream sees it. Else nothing."""
+        connection = self.connection
+        if connection is None:
+            return
+        self.detach(UpstreamDisconnected("the answer was closed by its reader", received=True))
+        self.chunks.clear()
+        self.decoder = None
+        connection.abort()
+
+    def _take(self) -> bytes:
+        chunks = self.chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self.buffered = 0
+        if self.connection is not None:
+            self.connection.resume_reading()
+        return data
+
+    # -- called by the connection and the client ------------------------------------------------------------------
+
+    async def wait(self) -> None:
+        """Until headers, body bytes, the end or an error came. Cancelled: closes."""
+        connection = self.connection
+        if connection is None:
+            return
+        due = self._read_at if self._read_at < self._total_at else self._total_at
+        if due < connection.timer_at:
+            connection.arm(due)
+        self._waiter = waiter = connection.loop.create_future()
+        try:
+            await waiter
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def detach(self, error: UpstreamError | None) -> None:
+        """The connection has nothing more to give: the answer is whole (None) or has failed."""
+        if error is None:
+            self.complete = True
+        else:
+            self.error = error
+        connection = self.connection
+        if connection is not None:
+            connection.response = None
+            self.connection = None
+        self.wake()
+
+    def due(self) -> float:
+        """When the next deadline that counts now passes, `loop.time()`."""
+        if self._waiter is not None and self._read_at < self._total_at:
+            return self._read_at
+        return self._total_at
+
+    def timeout(self) -> UpstreamTimeout:
+        """The error for the deadline that `due` names."""
+        if self._waiter is not None and self._read_at < self._total_at:
+            return UpstreamTimeout(self._read_phase, round(self._read_at - self._read_since, 3))
+        return UpstreamTimeout("total", round(self._total_at - self._started, 3))
