@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.ledger.record import (
+    DROPPED,
+    MAX_LINE,
+    MAX_RECORD,
+    BadRecord,
+    read_event,
+    read_event_id,
+    read_line,
+    write_line,
+)
+from gateway.types import UsageEvent
+
+
+def as_values(event: UsageEvent) -> dict[str, Any]:
+    """The event with its JSON parsed: line breaks between tokens of a spliced value do not count."""
+    fields = msgspec.structs.asdict(event)
+    for name in ("prices", "raw_usage"):
+        fields[name] = None if fields[name] is None else json.loads(bytes(fields[name]))
+    return fields
+
+
+@given(data=st.data(), kind=st.sampled_from(["S", "E"]))
+def test_a_line_gives_back_the_event(any_event: st.SearchStrategy[UsageEvent], data: st.DataObject, kind: Any) -> None:
+    event = data.draw(any_event)
+    line = write_line(kind, event)
+    assert line.count(b"\n") == 1 and line.endswith(b"\n")
+    read = read_line(line)
+    assert read.kind == kind
+    assert as_values(read_event(read.json)) == as_values(event)
+    assert read_event_id(read.json) == event.event_id
+
+
+def test_decimals_are_strings_and_times_are_utc(new_event: Callable[..., UsageEvent]) -> None:
+    event = new_event(
+        cost_usd=Decimal("0.10"),
+        started_at=datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
+        prices=msgspec.Raw(b'{"input":"0.150"}'),
+    )
+    line = write_line("E", event)
+    assert b'"cost_usd":"0.10"' in line
+    assert b'"started_at":"2026-01-02T03:04:05.000006Z"' in line
+    assert b'"prices":{"input":"0.150"}' in line
+
+
+def test_every_changed_byte_is_noticed(new_event: Callable[..., UsageEvent]) -> None:
+    line = write_line("S", new_event())
+    for position in range(len(line)):
+        for change in (0x01, 0x80):
+            damaged = bytearray(line)
+            damaged[position] ^= change
+            with pytest.raises(BadRecord):
+                read_event(read_line(bytes(damaged)).json)
+    for end in range(len(line)):
+        with pytest.raises(BadRecord):
+            read_line(line[:end])
+
+
+@pytest.mark.parametrize("raw", [b"", b"{broken", b'"a\nb"', b"1 2"])
+def test_raw_usage_that_is_not_json_costs_only_itself(new_event: Callable[..., UsageEvent], raw: bytes) -> None:
+    event = read_event(read_line(write_line("E", new_event(raw_usage=msgspec.Raw(raw), tags={"env": "prod"}))).json)
+    assert event.raw_usage is None
+    assert event.tags == {"env": "prod", DROPPED: "raw_usage"}
+
+
+def test_text_that_is_not_unicode_is_replaced(new_event: Callable[..., UsageEvent]) -> None:
+    event = read_event(read_line(write_line("E", new_event(model="a\ud800b"))).json)
+    assert event.model == "a?b"
+    assert event.tags == {DROPPED: "model"}
+
+
+def test_a_record_over_the_limit_loses_values_in_order_and_never_the_row(new_event: Callable[..., UsageEvent]) -> None:
+    big = "x" * MAX_RECORD
+    raw = msgspec.Raw(msgspec.json.encode(big))
+
+    def written(**fields: Any) -> UsageEvent:
+        line = write_line("E", new_event(**fields))
+        assert len(line) <= MAX_LINE
+        return read_event(read_line(line).json)
+
+    event = written(raw_usage=raw, tags={"env": "prod"})
+    assert (event.raw_usage, event.tags) == (None, {"env": "prod", DROPPED: "raw_usage"})
+    event = written(tags={"env": big})
+    assert event.tags == {DROPPED: "raw_usage,tags"}
+    event = written(model=big, tags={"env": "prod"}, prices=msgspec.Raw(b"{}"))
+    assert event.model == "x" * 1024
+    assert event.prices == msgspec.Raw(b"{}")
+    assert event.tags == {DROPPED: "raw_usage,tags,model"}
+    assert written(prices=raw).prices is None
+
+
+def test_a_record_of_exactly_the_limit_is_whole(new_event: Callable[..., UsageEvent]) -> None:
+    event = new_event(model="")
+    event.model = "x" * (MAX_RECORD - len(msgspec.json.encode(event)))
+    assert read_event(read_line(write_line("E", event)).json) == event
+    event.model += "x"
+    assert len(read_event(read_line(write_line("E", event)).json).model) == 1024

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import delete, func, select, update
+
+from gateway.config.model import Secret
+from gateway.store.database import Database
+from gateway.store.keys import (
+    KeyRecord,
+    active_keys,
+    create_key,
+    ensure_admin_key,
+    find_active,
+    hash_secret,
+    list_keys,
+    revoke_key,
+    rotate_key,
+)
+from gateway.store.tables import KEYS_CHANNEL, api_keys
+
+FUTURE = datetime(2999, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def no_keys(database: Database) -> Iterator[None]:
+    yield
+    with database.engine.begin() as connection:
+        connection.execute(delete(api_keys))
+
+
+def written(database: Database) -> dict[str, Any]:
+    with database.engine.connect() as connection:
+        return dict(connection.execute(select(api_keys)).mappings().one())
+
+
+def test_a_key_is_kept_as_a_hash_alone(database: Database) -> None:
+    made = create_key(database.engine, team="payments", project="checkout", name="CI of Zoë", models=["gpt-*", "local"])
+    secret = made.secret.reveal()
+    assert re.fullmatch(r"hw-[A-Za-z0-9_-]{43}", secret)
+    row = written(database)
+    assert row.pop("secret_hash") == hashlib.sha256(secret.encode()).digest()
+    assert row.pop("prefix") == secret[:8]
+    assert not any(secret[8:] in str(value) for value in row.values())
+    assert (row["key_id"], row["team"], row["project"], row["name"]) == (
+        made.key_id,
+        "payments",
+        "checkout",
+        "CI of Zoë",
+    )
+    assert (row["models"], row["role"], row["revoked_at"], row["expires_at"]) == (["gpt-*", "local"], "key", None, None)
+    assert abs(datetime.now(UTC) - row["created_at"]) < timedelta(minutes=5)
+    assert secret not in repr(made)
+
+
+def test_it_is_found_by_its_hash(database: Database) -> None:
+    made = create_key(database.engine, team="payments", models=("gpt-*",), role="admin", expires_at=FUTURE)
+    other = create_key(database.engine, team="search")
+    found = find_active(database.engine, hash_secret(made.secret.reveal()))
+    assert found == KeyRecord(
+        hash=hashlib.sha256(made.secret.reveal().encode()).hexdigest(),
+        key_id=made.key_id,
+        team="payments",
+        project=None,
+        models=("gpt-*",),
+        role="admin",
+        expires_at=FUTURE,
+    )
+    assert msgspec.json.decode(msgspec.json.encode(found), type=KeyRecord) == found
+    assert find_active(database.engine, hash_secret("hw-unknown")) is None
+    assert {record.key_id for record in active_keys(database.engine)} == {made.key_id, other.key_id}
+
+
+def test_every_token_has_a_hash() -> None:
+    assert hash_secret("a") == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
+    assert len({hash_secret(token) for token in ("", "\x00", "é", "\udc80", "\ud800")}) == 5
+
+
+def test_revoked_and_expired_keys_are_listed_and_not_active(database: Database) -> None:
+    kept = create_key(database.engine, team="a")
+    revoked = create_key(database.engine, team="b")
+    expired = create_key(database.engine, team="c", expires_at=datetime(2020, 1, 1, tzinfo=UTC))
+    assert revoke_key(database.engine, revoked.key_id)
+    assert not revoke_key(database.engine, revoked.key_id)
+    assert [record.key_id for record in active_keys(database.engine)] == [kept.key_id]
+    for gone in (revoked, expired):
+        assert find_active(database.engine, hash_secret(gone.secret.reveal())) is None
+    listed = list_keys(database.engine)
+    assert [row.key_id for row in listed] == [kept.key_id, revoked.key_id, expired.key_id]
+    assert [row.revoked_at is None for row in listed] == [True, False, True]
+    assert listed[0].prefix == kept.secret.reveal()[:8]
+
+
+def test_a_key_is_named_by_a_unique_beginning(database: Database) -> None:
+    names = ["key-aa", "key-aab", "key-b", "key-%"]
+    for name in names:
+        made = create_key(database.engine, team="t")
+        with database.engine.begin() as connection:
+            row = update(api_keys).where(api_keys.c.key_id == made.key_id)
+            connection.execute(row.values(key_id=name, prefix=f"hw-{name[4:]}"))
+    with pytest.raises(ValueError, match=r"`key-` fits several keys\nhint: "):
+        revoke_key(database.engine, "key-")
+    assert not revoke_key(database.engine, "key-_")  # a beginning, not a pattern
+    assert not revoke_key(database.engine, "key-aabb")
+    for named, ends in (("key-aa", "key-aa"), ("key-a", "key-aab"), ("hw-b", "key-b"), ("key-%", "key-%")):
+        assert revoke_key(database.engine, named)
+        names.remove(ends)
+        assert [record.key_id for record in active_keys(database.engine)] == sorted(names)
+
+
+@pytest.mark.parametrize("named", ["", "key\0", "\ud800"])
+def test_no_key_is_named(database: Database, named: str) -> None:
+    create_key(database.engine, team="t")
+    with pytest.raises(ValueError, match="hint: give a key id"):
+        revoke_key(database.engine, named)
+
+
+def test_rotation_ends_the_old_secret(database: Database) -> None:
+    made = create_key(database.engine, team="t", models=["m"])
+    rotated = rotate_key(database.engine, made.key_id)
+    assert rotated is not None and rotated.key_id == made.key_id
+    assert find_active(database.engine, hash_secret(made.secret.reveal())) is None
+    found = find_active(database.engine, hash_secret(rotated.secret.reveal()))
+    assert found is not None and found.models == ("m",)
+    revoke_key(database.engine, made.key_id)
+    assert rotate_key(database.engine, made.key_id) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"team": ""}, "no name for a team"),
+        ({"team": "-a"}, "no name for a team"),
+        ({"team": "a" * 65}, "no name for a team"),
+        ({"team": "pay ments"}, "no name for a team"),
+        ({"team": "payments\n"}, "no name for a team"),
+        ({"team": "é"}, "no name for a team"),
+        ({"project": "a/b"}, "no name for a project"),
+        ({"name": ""}, "a key's name"),
+        ({"name": "a\0b"}, "a key's name"),
+        ({"name": "a" * 201}, "a key's name"),
+        ({"models": "gpt-*"}, "not a string"),
+        ({"models": [""]}, "no glob of models"),
+        ({"models": ["gpt 4"]}, "no glob of models"),
+        ({"models": ["m"] * 101}, "too many"),
+        ({"role": "owner"}, "unknown role `owner`"),
+        ({"expires_at": datetime(2030, 1, 1)}, "no time zone"),
+    ],
+)
+def test_bad_values_are_refused(database: Database, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"{message}.*\nhint: "):
+        create_key(database.engine, **{"team": "t", **values})
+    assert list_keys(database.engine) == []
+
+
+def test_names_at_their_limits(database: Database) -> None:
+    create_key(database.engine, team="A" + "9" * 63, project="a._-", name="n" * 200, models=["m" * 128] * 100)
+    assert len(list_keys(database.engine)) == 1
+
+
+# The administrator
+
+
+def test_one_is_made_the_first_time_only(database: Database) -> None:
+    secret = ensure_admin_key(database.engine, None)
+    assert secret is not None
+    found = find_active(database.engine, hash_secret(secret.reveal()))
+    assert found is not None and found.role == "admin"
+    assert ensure_admin_key(database.engine, None) is None
+    assert len(active_keys(database.engine)) == 1
+
+
+def test_several_processes_make_one(database: Database) -> None:
+    made: list[Secret | None] = []
+    threads = [threading.Thread(target=lambda: made.append(ensure_admin_key(database.engine, None))) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 5
+    (secret,) = (secret for secret in made if secret is not None)
+    assert find_active(database.engine, hash_secret(secret.reveal())) is not None
+
+
+def test_the_given_one_replaces_it(database: Database) -> None:
+    generated = ensure_admin_key(database.engine, None)
+    assert generated is not None
+    for given in ("first-admin-key", "second"):
+        assert ensure_admin_key(database.engine, Secret(given)) is None
+        assert find_active(database.engine, hash_secret(given)) is not None
+    assert len(active_keys(database.engine)) == 1
+    assert find_active(database.engine, hash_secret(generated.reveal())) is None
+    assert find_active(database.engine, hash_secret("first-admin-key")) is None
+    assert ensure_admin_key(database.engine, None) is None
+    assert find_active(database.engine, hash_secret("second")) is not None
+    assert written(database)["prefix"] == ""  # a short secret's beginning would give too much of it away
+
+
+def test_the_given_one_works_again_after_a_revocation(database: Database) -> None:
+    ensure_admin_key(database.engine, Secret("given"))
+    (row,) = list_keys(database.engine)
+    assert revoke_key(database.engine, row.key_id)
+    assert ensure_admin_key(database.engine, None) is None
+    assert active_keys(database.engine) == []
+    ensure_admin_key(database.engine, Secret("given"))
+    assert find_active(database.engine, hash_secret("given")) is not None
+
+
+def test_an_unchanged_one_wakes_nobody(database: Database) -> None:
+    ensure_admin_key(database.engine, Secret("given"))
+    with database.connect() as listener:
+        listener.autocommit = True
+        listener.execute(f"LISTEN {KEYS_CHANNEL}")  # type: ignore[call-overload]  # a constant of ours
+        ensure_admin_key(database.engine, Secret("given"))
+        ensure_admin_key(database.engine, None)
+        with database.engine.begin() as connection:
+            connection.execute(select(func.pg_notify(KEYS_CHANNEL, "last")))
+        assert [notice.payload for notice in listener.notifies(timeout=10, stop_after=1)] == ["last"]
+
+
+@pytest.mark.parametrize("given", ["", "two words", "line\n", "ünïcode", "x" * 513])
+def test_one_that_no_header_can_carry(database: Database, given: str) -> None:
+    with pytest.raises(ValueError, match="hint: 1 to 512 visible ASCII") as caught:
+        ensure_admin_key(database.engine, Secret(given))
+    assert not given or given not in str(caught.value)
+    assert active_keys(database.engine) == []
+
+
+def test_one_that_is_another_key_already(database: Database) -> None:
+    made = create_key(database.engine, team="t")
+    with pytest.raises(ValueError, match="already the secret of another key") as caught:
+        ensure_admin_key(database.engine, made.secret)
+    assert made.secret.reveal() not in str(caught.value)
+    assert [record.role for record in active_keys(database.engine)] == ["key"]
