@@ -133,7 +133,8 @@ class ControlPlane:
 
     async def _take_up_configuration(self) -> None:
         try:
-            document = read_document(self.settings.config_path)
+            # A hostile file takes seconds to refuse: not on the loop.
+            document = await asyncio.to_thread(read_document, self.settings.config_path)
             configuration = compile_configuration(document, environment_variables())
         except ConfigError as error:
             self.rejected = str(error)

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -115,6 +116,9 @@ async def serve(options: argparse.Namespace, config: EngineConfig, listener: soc
 
 
 def main() -> int:
+    # Read by the OpenMP runtime when torch is imported. Its threads would otherwise spin while they wait for each
+    # other: on cores that a gateway shares, a step can then take ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # noqa: TID251 - set for a library, not read as a setting
     parser = arguments()
     options = parser.parse_args()
     if (options.uds is None) == (options.port is None):

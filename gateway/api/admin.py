@@ -64,6 +64,8 @@ MAX_KEY_REQUEST = 64 * 1024
 """Bytes of a request that makes a key."""
 MAX_USAGE_ROWS = 50_000
 MAX_ATTEMPTS = 500
+HEADERS: Mapping[str, str] = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+"""Of every answer: it may hold a secret, and is data whatever names are in it."""
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="admin_key", description="a key of the role `admin`")
 _log = logging.getLogger(__name__)
@@ -134,17 +136,12 @@ def add_usage(api: APIRouter, services: AdminServices) -> None:
         until: Annotated[str, Query(alias="to", max_length=80, description="a date (included) or a time")] = "",
     ) -> Response:
         """Usage and cost of the attempts that started in a period: what `hatchway report --format json` prints."""
+        names, start, end = parse_usage_query(by, since, until)
+        await services.flush()
         try:
-            names = parse_by(by)
-            now = datetime.now(UTC)
-            start = parse_moment("from", since, now, end_of_day=False) if since else None
-            end = parse_moment("to", until, now, end_of_day=True) if until else None
-            if start is not None and end is not None and start >= end:
-                raise ValueError(f"`from` {since} is not before `to` {until}\nhint: exchange them")
-            await services.flush()
             found = await asyncio.to_thread(report, services.engine, names, start, end)
-        except ValueError as error:
-            raise InvalidRequest(str(error).replace("--by", "by")) from None
+        except ValueError as error:  # more groups than the store gives out
+            raise InvalidRequest(str(error), param="by") from None
         if len(found.rows) > MAX_USAGE_ROWS:
             raise InvalidRequest(
                 f"{len(found.rows)} groups are too many for one answer\n"
@@ -211,13 +208,16 @@ def add_keys(api: APIRouter, services: AdminServices) -> None:
 
 
 def create_authentication(engine: Engine) -> Callable[..., Awaitable[None]]:
-    """A dependency that lets only admin keys pass, and notes their id in `request.state.key_id`. Raises AuthenticationFailed, PermissionDenied, StoreError."""
+    """A dependency that lets only admin keys pass, and notes their id in `request.state.key_id`.
+
+    It raises AuthenticationFailed, PermissionDenied, StoreError.
+    """
     lookups = asyncio.Semaphore(MAX_LOOKUPS)
 
     async def authenticate(
         request: Request, response: Response, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
     ) -> None:
-        response.headers["cache-control"] = "no-store"
+        response.headers.update(HEADERS)
         if given is None or not given.credentials:
             raise AuthenticationFailed(
                 "no admin key: send `Authorization: Bearer KEY`\nhint: `hatchway up` shows one on its first start",
@@ -309,6 +309,22 @@ def encodable(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def parse_usage_query(by: str, since: str, until: str) -> tuple[tuple[str, ...], datetime | None, datetime | None]:
+    """Means what `hatchway report` means by `--by`, `--from` and `--to`. Raises InvalidRequest."""
+    now, param = datetime.now(UTC), "by"
+    try:
+        names = parse_by(by)
+        param = "from"
+        start = parse_moment("from", since, now, end_of_day=False) if since else None
+        param = "to"
+        end = parse_moment("to", until, now, end_of_day=True) if until else None
+        if start is not None and end is not None and start >= end:
+            raise ValueError(f"`from` {since} is not before `to` {until}\nhint: exchange them")
+    except ValueError as error:
+        raise InvalidRequest(str(error).replace("--by", "by"), param=param, code="invalid_value") from None
+    return names, start, end
+
+
 def parse_key_request(body: bytes) -> KeyRequest:
     try:
         return KeyRequest.model_validate_json(body)
@@ -332,7 +348,7 @@ def described_body(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def answer(body: bytes) -> Response:
-    return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
+    return Response(body, media_type="application/json", headers=HEADERS)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -388,4 +404,4 @@ def refuse(error: GatewayError) -> Response:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in error.headers}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse({"error": fields}, error.status, headers={**headers, "cache-control": "no-store"})
+    return JSONResponse({"error": fields}, error.status, headers={**headers, **HEADERS})

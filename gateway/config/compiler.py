@@ -22,7 +22,7 @@ from gateway.config.model import (
     Team,
     Timeouts,
 )
-from gateway.config.providers import compile_provider
+from gateway.config.providers import HEADER_NAME, compile_provider
 from gateway.config.section import Report, Section, shown, suggest
 from gateway.errors import ConfigError
 from gateway.types import Capability, Rates
@@ -62,8 +62,6 @@ PERIODS = ("day", "week", "month")
 MAX_GLOB = 256
 MAX_TOKENS = 1_000_000_000
 MAX_BODY_BYTES = 1024 * 1024 * 1024
-
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110, section 5.6.2
 
 
 def compile_configuration(
@@ -111,7 +109,7 @@ def compile_configuration(
 def _check_version(top: Section) -> None:
     if top.require("version", "write `version: 1` at the top"):
         value = top.raw("version")
-        if isinstance(value, bool) or value != 1 or not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool) or value != 1:
             top.add("version", "`version` must be 1", "write `version: 1`; there is no other version of this format")
 
 
@@ -308,7 +306,7 @@ def _match(section: Section) -> Match:
     _refer(section, "domain", domain, "domains")
     headers: dict[str, str] = {}
     for name, glob in section.texts_by_name("header").items():
-        if not _HEADER_NAME.fullmatch(name) or name.lower() in headers:
+        if not HEADER_NAME.fullmatch(name) or name.lower() in headers:
             message = f"{quoted(name)} is not a header's name, or is named twice"
             section.report.add((*section.path, "header", name), message, "write each name once, as in `x-tier: gold`")
         _check_glob(section, (*section.path, "header", name), glob)

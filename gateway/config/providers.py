@@ -12,7 +12,7 @@ from gateway.config.model import Provider, Secret
 from gateway.config.section import Section
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110, section 5.6.2
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _FRAMING = {"connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 
@@ -105,7 +105,7 @@ def _headers(section: Section, values: _Values) -> dict[str, Secret]:
     headers: dict[str, Secret] = {}
     for name in section:
         lower = name.lower()
-        if not _HEADER_NAME.fullmatch(name) or lower in headers or lower in _FRAMING:
+        if not HEADER_NAME.fullmatch(name) or lower in headers or lower in _FRAMING:
             hint = "write each name once; headers of the connection itself are the gateway's"
             section.add(name, f"{quoted(name)} cannot be a header", hint)
         elif value := values.header_value(section, name):

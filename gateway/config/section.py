@@ -177,6 +177,8 @@ class Section:
         if isinstance(value, str) and match is None:
             self.add(key, f"{shown(path)} is not a duration: {quoted(value)}", hint)
             return None
+        if isinstance(value, Decimal) and not value.is_finite():
+            value = math.inf  # a signalling NaN has no float
         seconds = float(match[1]) * _SECONDS[match[2]] if match else float(value)
         if not math.isfinite(seconds) or not 0 < seconds <= MAX_SECONDS:
             self.add(key, f"{shown(path)} must be more than 0 and at most 24h", hint)

@@ -41,7 +41,7 @@ _INSERT = f"""
 # passes (an index entry that is too long), an error raised by a trigger.
 _ROW_CLASSES = ("22", "23", "44", "54", "P0")
 
-_MAX_TEXT = 1024  # characters; an entry of a B-tree index ends at about 2,700 bytes
+_MAX_TEXT = 600  # characters of up to 4 bytes; an entry of a B-tree index ends at about 2,700 bytes
 
 
 class Refused(NamedTuple):

@@ -96,13 +96,15 @@ def read_line(line: bytes) -> Line:
 def read_event(json: bytes) -> UsageEvent:
     """The event of a record. Raises `BadRecord` when the JSON is not a usage event."""
     try:
-        event = _decode_stored(json)
+        stored = _decode_stored(json)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRecord(f"not a usage event: {error}") from error
-    prices = None if bytes(event.prices) == b"null" else event.prices
-    raw_usage = None if bytes(event.raw_usage) == b"null" else event.raw_usage
-    fields = msgspec.structs.asdict(event)
-    return UsageEvent(**{**fields, "prices": prices, "raw_usage": raw_usage})
+    event: UsageEvent = stored
+    if bytes(stored.prices) == b"null":
+        event.prices = None
+    if bytes(stored.raw_usage) == b"null":
+        event.raw_usage = None
+    return event
 
 
 def read_event_id(json: bytes) -> str:

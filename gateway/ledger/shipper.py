@@ -283,8 +283,10 @@ class Shipper:
                 )
                 current.count(**{"mended" if refused.is_mended else "rejected": 1})
         write_rejects(self._directory, current.rejects)
-        for entry in current.rejects:
-            _log.warning("%s at %d: %s; see the folder `rejected`", entry.segment, entry.offset, entry.reason)
+        if current.rejects:
+            first = current.rejects[0]
+            message = "%d records set aside in `rejected`; the first: `%s` at %d: %s"
+            _log.warning(message, len(current.rejects), first.segment, first.offset, first.reason)
         current.rows, current.rejects, current.size = [], [], 0
         self._save_offsets()
 

@@ -60,9 +60,10 @@ class UpstreamClient:
             response = await _exchange(connection, request, deadlines.total_at, read_deadline, on_sent, now)
             if response.status:
                 return response
-            if connection.received or not isinstance(response.error, UpstreamDisconnected):
-                raise _error_of(response)
-        connection = await self._open(pool, deadlines, read_deadline, now)
+            error = _error_of(response)
+            if not isinstance(error, UpstreamDisconnected) or error.received:
+                raise error
+        connection = await self._open(pool, deadlines, read_deadline, now, fresh=connection is not None)
         response = await _exchange(connection, request, deadlines.total_at, read_deadline, on_sent, now)
         if response.status:
             return response
@@ -79,16 +80,17 @@ class UpstreamClient:
     ) -> UpstreamResponse:
         """`send` for a body in pieces, `length` bytes in all (None: unknown, sent chunked); `request.body` is unused.
 
-        Always on a new connection, since it cannot be repeated. An answer that comes early ends the upload.
+        Always on a new connection, since it cannot be repeated. An answer that comes early ends the upload; `body` is
+        then left where it is. Raises as `send`, what `body` raises, and ValueError when `length` was wrong.
         """
         pool = self._pool(request.origin)
         loop = asyncio.get_running_loop()
         now = loop.time()
-        connection = await self._open(pool, deadlines, None, now)
+        connection = await self._open(pool, deadlines, None, now, fresh=True)
         response = connection.expect(request, now, deadlines.total_at)
         try:
             async with asyncio.timeout_at(None if deadlines.total_at == NEVER else deadlines.total_at) as scope:
-                await _upload(connection, streamed_head(request, pool.host_line, length), body, chunked=length is None)
+                await _upload(connection, streamed_head(request, pool.host_line, length), body, length)
         except TimeoutError:
             response.close()
             if scope.expired():
@@ -123,9 +125,9 @@ class UpstreamClient:
         return pool
 
     async def _open(
-        self, pool: Pool, deadlines: Deadlines, read_deadline: ReadDeadline | None, now: float
+        self, pool: Pool, deadlines: Deadlines, read_deadline: ReadDeadline | None, now: float, *, fresh: bool
     ) -> Connection:
-        """A new connection (or, where their number is limited, one that came free meanwhile)."""
+        """A new connection; where their number is limited, also one that came free meanwhile, unless `fresh`."""
         loop = asyncio.get_running_loop()
         bounds: list[ReadDeadline] = [(loop.time() + deadlines.connect, "connect"), (deadlines.total_at, "total")]
         if read_deadline is not None:
@@ -134,20 +136,26 @@ class UpstreamClient:
         try:
             async with asyncio.timeout_at(None if at == NEVER else at) as scope:
                 while pool.is_full():
-                    await pool.wait_for_change()
                     free = pool.take(loop.time())
-                    if free is not None:
+                    if free is None:
+                        await pool.wait_for_change()
+                    elif fresh:
+                        free.abort()
+                    else:
                         return free
                 return await self._connect(pool, loop)
         except TimeoutError as error:
             if scope.expired():
-                raise UpstreamTimeout(phase, round(at - now, 3)) from None
+                seconds = deadlines.connect if phase == "connect" else round(at - now, 3)
+                raise UpstreamTimeout(phase, seconds) from None
             _raise_connect_failed(pool.origin, error)  # the kernel's own patience ran out
         except (OSError, ValueError) as error:
             _raise_connect_failed(pool.origin, error)
 
     async def _connect(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> Connection:
         origin = pool.origin
+        if self._closed:
+            raise ConnectFailed("the client is closed")
         connection = Connection(pool, loop)
         pool.connections.add(connection)
         try:
@@ -205,16 +213,24 @@ def _error_of(response: UpstreamResponse) -> UpstreamError:
     return response.error
 
 
-async def _upload(connection: Connection, head: bytes, body: AsyncIterator[bytes], *, chunked: bool) -> None:
+async def _upload(connection: Connection, head: bytes, body: AsyncIterator[bytes], length: int | None) -> None:
     """Head and body, until all is written or the answer has come. Chunks: RFC 9112, 7.1."""
     wanted = await connection.upload(head)
+    size = 0
     async for piece in body:
         if not wanted:
+            return
+        size += len(piece)
+        if length is not None and size > length:
             break
         if piece:
-            wanted = await connection.upload(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-    if wanted and chunked:
+            wanted = await connection.upload(piece if length is not None else b"%x\r\n%b\r\n" % (len(piece), piece))
+    if not wanted:
+        return
+    if length is None:
         wanted = await connection.upload(b"0\r\n\r\n")
+    elif size != length:
+        raise ValueError(f"request body is not the {length} bytes that were announced")
     if wanted:
         connection.end_upload()
 
@@ -223,11 +239,11 @@ def _raise_connect_failed(origin: Origin, error: Exception) -> NoReturn:
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = f"certificate: {error.verify_message}"
     elif isinstance(error, ssl.SSLError):
-        reason = f"tls: {error.reason or 'handshake failed'}"
+        reason = f"tls: {(error.reason or 'handshake failed').lower().replace('_', ' ')}"
     elif isinstance(error, socket.gaierror):
         reason = "host name cannot be resolved"
     elif isinstance(error, OSError) and error.errno:
         reason = os.strerror(error.errno).lower()  # the two loops word `strerror` differently
     else:
-        reason = str(error).lower()
+        reason = str(error).lower() or "closed during the handshake"
     raise ConnectFailed(f"cannot connect to `{origin}`: {reason}") from error

@@ -155,6 +155,8 @@ class UpstreamResponse:
         connection = self.connection
         if connection is None:
             return
+        if self._waiter is not None:
+            raise RuntimeError("the answer is being read by another task")
         due = self._read_at if self._read_at < self._total_at else self._total_at
         if due < connection.timer_at:
             connection.arm(due)

@@ -104,6 +104,6 @@ def test_a_record_over_the_limit_loses_values_in_order_and_never_the_row(new_eve
 def test_a_record_of_exactly_the_limit_is_whole(new_event: Callable[..., UsageEvent]) -> None:
     event = new_event(model="")
     event.model = "x" * (MAX_RECORD - len(msgspec.json.encode(event)))
-    assert read_event(read_line(write_line("E", event)).json) == event
+    assert as_values(read_event(read_line(write_line("E", event)).json)) == as_values(event)
     event.model += "x"
     assert len(read_event(read_line(write_line("E", event)).json).model) == 1024

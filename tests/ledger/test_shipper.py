@@ -49,7 +49,8 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def rejects(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in sorted(directory.glob("rejected/*.jsonl")) for line in path.open()]
+    files = sorted(directory.glob("rejected/*.jsonl"))
+    return [json.loads(line) for path in files for line in path.read_bytes().splitlines()]
 
 
 def settled(event: UsageEvent, **fields: Any) -> UsageEvent:
@@ -91,7 +92,7 @@ def test_a_settled_attempt_is_one_row(table: Database, spool: Spool, shipper: Sh
     assert spool.pending_bytes == 0
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_rows_equal_events_field_by_field(
     table: Database, spool: Spool, shipper: Shipper, any_event: st.SearchStrategy[UsageEvent], data: st.DataObject
@@ -108,7 +109,7 @@ def test_rows_equal_events_field_by_field(
         row = shown(stored.pop(event.event_id))
         assert row == as_row(event)
         if event.cost_usd is not None:
-            assert str(row["cost_usd"]) == format(event.cost_usd, "f")  # to the last digit, trailing zeros too
+            assert format(row["cost_usd"], "f") == format(event.cost_usd, "f")  # to the last digit, trailing zeros too
     assert stored == {}
 
 
@@ -299,23 +300,23 @@ def test_exactly_once_through_crashes_between_commit_and_offset(
     assert rejects(tmp_path) == []
 
 
-def test_a_torn_tail_at_every_byte(tmp_path: Path, table: Database, new_event: NewEvent) -> None:
-    event, next_event = new_event(), new_event()
-    whole = HEADER + write_line("S", event) + write_line("E", settled(event)) + write_line("S", next_event)
-    last = write_line("E", settled(next_event))
-    for cut in range(len(last) + 1):
-        (tmp_path / f"w-20260101T000000.000000Z-{cut + 1}-000001.spool").write_bytes(whole + last[:cut])
-        with table.connect() as connection:
-            connection.execute("TRUNCATE usage_events")
-        with Shipper(tmp_path, table.connect) as shipper:
-            shipped = shipper.ship_once()
-        is_torn, is_whole = 0 < cut < len(last), cut == len(last)
-        assert (shipped.rows, shipped.torn, shipped.rejected) == (2, int(is_torn), 0)
-        stored = rows(table)
-        assert stored[event.event_id]["status"] == "ok"
-        assert stored[next_event.event_id]["status"] == ("ok" if is_whole else "error")
-        assert segment_files(tmp_path) == []
-    assert len(rejects(tmp_path)) == len(last) - 1
+def test_a_torn_tail_at_every_byte(tmp_path: Path, table: Database, shipper: Shipper, new_event: NewEvent) -> None:
+    template = new_event()
+    length = len(write_line("E", settled(template)))
+    expected: dict[str, str] = {}
+    for cut in range(length + 1):  # each in a worker of its own
+        event, last = (new_event(started_at=template.started_at, ended_at=template.ended_at) for _ in range(2))
+        line = write_line("E", settled(last))
+        assert len(line) == length
+        whole = write_line("S", event) + write_line("E", settled(event)) + write_line("S", last)
+        (tmp_path / f"w-20260101T000000.000000Z-{cut + 1}-000001.spool").write_bytes(HEADER + whole + line[:cut])
+        expected[event.event_id] = "ok"
+        expected[last.event_id] = "ok" if cut == length else "error"
+    shipped = shipper.ship_once()
+    assert {event_id: row["status"] for event_id, row in rows(table).items()} == expected
+    assert (shipped.rows, shipped.lost, shipped.torn, shipped.rejected) == (2 * (length + 1), length, length - 1, 0)
+    assert len(rejects(tmp_path)) == length - 1
+    assert segment_files(tmp_path) == []
 
 
 def test_a_last_line_with_a_wrong_checksum_is_a_torn_tail(
@@ -447,7 +448,7 @@ MENDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a number beyond jsonb": ({"raw_usage": msgspec.Raw(b"1e999999")}, {"raw_usage": None}),
     "too long for its index": (
         {"request_id": "".join(chr(0x4E00 + (n * 7919) % 20000) for n in range(9000))},
-        {"request_id": "".join(chr(0x4E00 + (n * 7919) % 20000) for n in range(800))},
+        {"request_id": "".join(chr(0x4E00 + (n * 7919) % 20000) for n in range(600))},
     ),
 }
 

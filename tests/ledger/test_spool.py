@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,14 @@ def lines(path: Path) -> list[Line]:
 
 def all_lines(directory: Path) -> list[Line]:
     return [line for own in segments_by_process(directory).values() for s in own for line in lines(s.path)]
+
+
+def values(events: Iterable[UsageEvent]) -> list[dict[str, object]]:
+    return [msgspec.structs.asdict(event) for event in events]
+
+
+def read_values(lines: Iterable[Line]) -> list[dict[str, object]]:
+    return values(read_event(line.json) for line in lines)
 
 
 @pytest.fixture
@@ -53,8 +61,8 @@ def test_records_are_in_the_file_when_the_calls_return(tmp_path: Path, spool: Sp
     settled = msgspec.structs.replace(event, status="ok", error_type=None)
     spool.settle(settled)
     start, end = all_lines(tmp_path / "spool")
-    assert (start.kind, read_event(start.json)) == ("S", event)
-    assert (end.kind, read_event(end.json)) == ("E", settled)
+    assert (start.kind, end.kind) == ("S", "E")
+    assert read_values([start, end]) == values([event, settled])
 
 
 def test_one_write_for_each_record(spool: Spool, new_event: NewEvent, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +87,7 @@ def test_partial_writes_are_completed(
     events = [new_event() for _ in range(3)]
     for event in events:
         spool.settle(event)
-    assert [read_event(line.json) for line in all_lines(tmp_path / "spool")] == events
+    assert read_values(all_lines(tmp_path / "spool")) == values(events)
 
 
 def test_begin_refuses_an_event_that_says_something_else(tmp_path: Path, spool: Spool, new_event: NewEvent) -> None:
@@ -107,7 +115,7 @@ def test_a_new_segment_begins_at_the_size_and_only_the_newest_is_held(tmp_path: 
     assert [is_held(segment.path) for segment in own] == [False] * (len(own) - 1) + [True]
     spool.close()
     assert not is_held(own[-1].path)
-    assert [read_event(line.json) for line in all_lines(tmp_path)] == events
+    assert read_values(all_lines(tmp_path)) == values(events)
 
 
 def test_a_record_larger_than_a_segment_has_one_of_its_own(tmp_path: Path, new_event: NewEvent) -> None:
@@ -139,7 +147,7 @@ def test_a_full_disk_raises_and_leaves_whole_records(tmp_path: Path, new_event: 
         spool.settle(second)  # 50 bytes fit, then the disk is full
     assert segment.stat().st_size == size
     spool.settle(third)
-    assert [read_event(line.json) for line in all_lines(tmp_path)] == [first, third]
+    assert read_values(all_lines(tmp_path)) == values([first, third])
     spool.close()
 
 
@@ -160,7 +168,7 @@ def test_half_a_record_that_cannot_be_taken_back_spoils_no_other(
     spool.settle(event)
     _, half, whole = segment.read_bytes().splitlines(keepends=True)
     assert len(half) == 51
-    assert read_event(read_line(whole).json) == event
+    assert read_values([read_line(whole)]) == values([event])
     spool.close()
 
 

@@ -25,6 +25,13 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
+async def _until(condition: Callable[[], object]) -> None:
+    turns = 0
+    while not condition():
+        turns += 1
+        await asyncio.sleep(0 if turns < 100 else 0.001)
+
+
 class Peer:
     """The upstream's end of one connection."""
 
@@ -55,8 +62,7 @@ class Peer:
         fd = self.writer.get_extra_info("socket").fileno()
         for piece in pieces:
             await self.send(piece)
-            while struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0" * 4))[0]:
-                await asyncio.sleep(0)
+            await _until(lambda: not struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0" * 4))[0])
             for _ in range(3):
                 await asyncio.sleep(0)
 
@@ -120,8 +126,7 @@ class Upstream:
 
     async def settled(self) -> None:
         """Until every script has ended."""
-        while self._tasks:
-            await asyncio.sleep(0.001)
+        await _until(lambda: not self._tasks)
 
     async def stop(self) -> None:
         self._server.close()
@@ -133,6 +138,12 @@ class Upstream:
         for _ in range(5):
             await asyncio.sleep(0)  # the transports' own close callbacks
         assert not self.failures, self.failures
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
+    """`await until(condition)`: looks at each turn of the loop."""
+    return _until
 
 
 Serve = Callable[..., Awaitable[Upstream]]

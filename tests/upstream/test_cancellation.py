@@ -19,11 +19,6 @@ async def cancel(task):
         await task
 
 
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
 async def stalls(peer):
     await peer.request()
     await peer.send(HEAD + b"content-length: 9\r\n\r\npart")
@@ -70,12 +65,17 @@ async def test_while_waiting_for_headers(serve, client, get, within):
     await upstream.settled()
 
 
-async def test_in_the_turn_in_which_the_headers_come(serve, client, get, within):
+async def test_in_the_turn_in_which_the_headers_come(serve, client, get, within, until):
     """The answer is there, but its reader will never see it: the connection must not stay open for it."""
     upstream = await serve(stalls)
     task = asyncio.create_task(client.send(get(upstream.origin), within()))
-    await until(lambda: any(c.response and c.response.status for c in client._pools[upstream.origin].connections)
-                if upstream.origin in client._pools else False)
+    await until(
+        lambda: (
+            any(c.response and c.response.status for c in client._pools[upstream.origin].connections)
+            if upstream.origin in client._pools
+            else False
+        )
+    )
     if not task.done():
         await cancel(task)
         assert client.count(upstream.origin) == (0, 0)
@@ -120,7 +120,18 @@ async def test_close_wakes_a_reader_in_another_task(serve, client, get, within):
         await task
 
 
-async def test_close_after_the_body_leaves_the_connection_in_the_pool(serve, client, get, within):
+async def test_only_one_task_reads(serve, client, get, within):
+    upstream = await serve(stalls)
+    response = await client.send(get(upstream.origin), within())
+    await response.next_chunk()
+    task = asyncio.create_task(response.next_chunk())
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError):
+        await response.next_chunk()
+    await cancel(task)
+
+
+async def test_close_after_the_body_leaves_the_connection_in_the_pool(serve, client, get, within, until):
     async def script(peer):
         while True:
             await peer.request()
@@ -177,7 +188,7 @@ async def test_slow_reader_stops_the_upstream(serve, open_client, get, within):
     assert size == total
 
 
-async def test_paused_answer_can_be_closed(serve, open_client, get, within):
+async def test_paused_answer_can_be_closed(serve, open_client, get, within, until):
     client = open_client(read_high_water=1000)
 
     async def script(peer):

@@ -165,15 +165,14 @@ async def test_expired_connection_is_not_taken(serve, open_client, get, within):
     assert client.count(upstream.origin) == (1, 1)
 
 
-async def test_connection_closed_while_idle_leaves_the_pool(serve, client, get, within):
+async def test_connection_closed_while_idle_leaves_the_pool(serve, client, get, within, until):
     async def script(peer):
         await peer.request()
         await peer.send(OK)
 
     upstream = await serve(script)
     await (await client.send(get(upstream.origin), within())).read(10)
-    while client.count(upstream.origin).open:
-        await asyncio.sleep(0.001)
+    await until(lambda: not client.count(upstream.origin).open)
     assert client.count(upstream.origin) == (0, 0)
 
 
@@ -273,14 +272,13 @@ async def test_max_connections_are_shared_in_turn(serve, open_client, get, withi
     assert (max(most), upstream.accepted) == (2, 2)
 
 
-async def test_waiting_for_a_connection_is_bounded_and_survives_cancellation(serve, open_client, get, within):
+async def test_waiting_for_a_connection_is_bounded_and_survives_cancellation(serve, open_client, get, within, until):
     client = open_client(max_connections=1)
     upstream = await serve(forever)
     held = await client.send(get(upstream.origin, target=b"/held"), within())
     held_open = await serve(lambda peer: peer.gone())
     busy = asyncio.create_task(client.send(get(held_open.origin), within()))
-    while not held_open.accepted:
-        await asyncio.sleep(0.001)
+    await until(lambda: held_open.accepted)
     with pytest.raises(UpstreamTimeout) as caught:
         await client.send(get(held_open.origin), within(connect=0.05))
     assert caught.value.phase == "connect"

@@ -73,6 +73,19 @@ async def test_server_that_speaks_no_tls(serve, client, get, within, ca_file):
     assert client.count(upstream.origin) == (0, 0)
 
 
+@pytest.mark.parametrize("reset", [False, True])
+async def test_closed_during_the_handshake(serve, client, get, within, ca_file, reset):
+    async def script(peer):
+        await peer.reader.read(10)
+        if reset:
+            peer.reset()
+
+    upstream = await serve(script)
+    with pytest.raises(ConnectFailed, match="`: .+"):
+        await client.send(get(upstream.origin._replace(scheme="https")), within())
+    assert client.count(upstream.origin) == (0, 0)
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty"])
 async def test_unusable_ca_file(client, get, within, serve, socket_folder, kind):
     path = socket_folder / "ca.pem"

@@ -11,7 +11,7 @@ import pytest
 from gateway.upstream.request import Limits
 from gateway.upstream.transport import HatchwayTransport
 
-OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{\"ok\":true}"
+OK = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{"ok":true}'
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -292,13 +292,12 @@ async def test_connect_timeout(open_httpx, serve, client):
             await http.get(f"https://127.0.0.1:{upstream.origin.port}/")
 
 
-async def test_private_ca_and_cancellation(serve, client, server_tls, certificates):
+async def test_private_ca_and_cancellation(serve, client, server_tls, certificates, until):
     upstream = await serve(silent, tls=server_tls)
     transport = HatchwayTransport(client, ca_file=str(certificates / "ca.pem"))
     async with httpx.AsyncClient(transport=transport) as http:
         task = asyncio.create_task(http.get(f"https://localhost:{upstream.origin.port}/"))
-        while not upstream.accepted:
-            await asyncio.sleep(0.001)
+        await until(lambda: upstream.accepted)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

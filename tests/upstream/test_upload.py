@@ -38,9 +38,7 @@ async def test_on_the_wire_and_back_in_the_pool(serve, client, get, within, leng
 
     seen = []
     upstream = await serve(script)
-    response = await client.send_stream(
-        get(upstream.origin, b"POST"), pieces(b"ab", b"", b"c"), length, within()
-    )
+    response = await client.send_stream(get(upstream.origin, b"POST"), pieces(b"ab", b"", b"c"), length, within())
     assert await response.read(10) == b"ok"
     assert seen == [b"POST / HTTP/1.1\r\nhost: 127.0.0.1:%d\r\nx-test: 1\r\n" % upstream.origin.port + wire]
     assert client.count(upstream.origin) == (1, 1)
@@ -151,7 +149,7 @@ async def test_total_bounds_a_body_that_does_not_come(serve, client, get, within
 
 
 @pytest.mark.parametrize("reads", [False, True], ids=["stuck-upstream", "stuck-body"])
-async def test_cancelled_during_the_upload(serve, client, get, within, reads):
+async def test_cancelled_during_the_upload(serve, client, get, within, reads, until):
     async def script(peer):
         await peer.head()
         if not reads:
@@ -165,8 +163,7 @@ async def test_cancelled_during_the_upload(serve, client, get, within, reads):
     go_on = asyncio.Event()
     upstream = await serve(script)
     task = asyncio.create_task(client.send_stream(get(upstream.origin, b"POST"), body(), None, within()))
-    while not upstream.accepted:
-        await asyncio.sleep(0.001)
+    await until(lambda: upstream.accepted)
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -186,3 +183,30 @@ async def test_error_of_the_body_is_the_callers(serve, client, get, within):
         await client.send_stream(get(upstream.origin, b"POST"), body(), None, within())
     await upstream.settled()
     assert client.count(upstream.origin) == (0, 0)
+
+
+@pytest.mark.parametrize("length", [2, 4])
+async def test_wrong_length_does_not_leave_a_confused_connection(serve, client, get, within, length):
+    async def script(peer):
+        await peer.head()
+        await peer.gone()
+
+    upstream = await serve(script)
+    with pytest.raises(ValueError, match=f"not the {length} bytes"):
+        await client.send_stream(get(upstream.origin, b"POST"), pieces(b"ab", b"c"), length, within())
+    await upstream.settled()
+    assert client.count(upstream.origin) == (0, 0)
+
+
+async def test_full_pool_makes_room_by_closing_a_kept_connection(serve, open_client, get, within):
+    async def script(peer):
+        while True:
+            await peer.request()
+            await peer.send(OK)
+
+    client = open_client(max_connections=1)
+    upstream = await serve(script)
+    await (await client.send(get(upstream.origin), within())).read(10)
+    response = await client.send_stream(get(upstream.origin, b"POST"), pieces(b"abc"), 3, within())
+    assert await response.read(10) == b"ok"
+    assert (upstream.accepted, client.count(upstream.origin)) == (2, (1, 1))

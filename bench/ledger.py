@@ -1,0 +1,176 @@
+"""The ledger's two costs: what a request pays for its two records, and how fast they reach PostgreSQL.
+
+    python -m bench.ledger [--events 20000] [--rounds 7]
+
+Prints a table, and one JSON object as the last line. A request pays `begin` and `settle`, each one `write` into the
+page cache of whatever disk holds the temporary folder (TMPDIR). Shipping goes into a new embedded PostgreSQL with the
+project's own schema, indexes and settings (fsync on). Best and median of the rounds: other work on the machine only
+ever makes a round slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+
+from gateway.ledger.record import write_line
+from gateway.ledger.shipper import Shipper
+from gateway.ledger.spool import Spool
+from gateway.store.database import Database
+from gateway.store.migrate import migrate
+from gateway.types import Usage, UsageEvent
+
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+PRICES = msgspec.Raw(b'{"input":"0.15","output":"0.60","cache_read":"0.075"}')
+RAW_USAGE = msgspec.Raw(
+    b'{"prompt_tokens":2000,"completion_tokens":300,"total_tokens":2300,"prompt_tokens_details":{"cached_tokens":800}}'
+)
+
+
+def events(count: int) -> list[tuple[UsageEvent, UsageEvent]]:
+    """Attempts as they begin and as they settle, of a typical size."""
+    pairs = []
+    for _ in range(count):
+        now = datetime.now(UTC)
+        begun = UsageEvent(
+            event_id=str(uuid.uuid4()),
+            request_id=f"req_{uuid.uuid4().hex}",
+            attempt=1,
+            started_at=now,
+            ended_at=now,
+            team="payments",
+            project="checkout",
+            key_id="key_0123456789",
+            cost_center="CC-104",
+            route="route-1",
+            policy="cheap",
+            policy_version="0123456789ab",
+            domain="finance",
+            endpoint="gpt-mini",
+            provider="openai",
+            model="gpt-4o-mini",
+            upstream_model="gpt-4o-mini",
+            region="us",
+            status="error",
+            error_type="worker_lost",
+            stream=True,
+            ttft_ms=None,
+            duration_ms=0.0,
+            usage=Usage(),
+            usage_source="none",
+            price_status="unpriced",
+            cost_usd=None,
+            prices=None,
+            catalog_version=None,
+        )
+        settled = msgspec.structs.replace(
+            begun,
+            status="ok",
+            error_type=None,
+            ttft_ms=212.4,
+            duration_ms=1830.25,
+            usage=Usage(input_tokens=1200, cache_read_tokens=800, output_tokens=300),
+            usage_source="reported",
+            price_status="priced",
+            cost_usd=Decimal("0.000420"),
+            prices=PRICES,
+            catalog_version="genai-prices 0.2.3",
+            raw_usage=RAW_USAGE,
+        )
+        pairs.append((begun, settled))
+    return pairs
+
+
+def measure_spool(directory: Path, count: int, rounds: int) -> list[float]:
+    """Microseconds for `begin` and `settle` together, by round."""
+    pairs = events(count)
+    seconds = []
+    spool = Spool(directory, "bench")
+    try:
+        for _ in range(rounds):
+            started = time.perf_counter()
+            for begun, settled in pairs:
+                spool.begin(begun)
+                spool.settle(settled)
+            seconds.append((time.perf_counter() - started) / count)
+            spool.sync()
+    finally:
+        spool.close()
+    return [s * 1e6 for s in seconds]
+
+
+def measure_shipper(directory: Path, database: Database, count: int, rounds: int) -> tuple[list[float], list[float]]:
+    """Rows a second into the table, and the shipper's own CPU seconds for a million rows, by round."""
+    rates, processor = [], []
+    with Shipper(directory, database.connect) as shipper:
+        spool = Spool(directory, "bench")
+        try:
+            for _ in range(rounds):
+                for begun, settled in events(count):
+                    spool.begin(begun)
+                    spool.settle(settled)
+                before = resource.getrusage(resource.RUSAGE_SELF)
+                started = time.perf_counter()
+                shipped = shipper.ship_once()
+                rates.append(count / (time.perf_counter() - started))
+                after = resource.getrusage(resource.RUSAGE_SELF)
+                used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                processor.append(used / count * 1e6)
+                assert (shipped.rows, shipped.pending_bytes) == (count, 0)
+        finally:
+            spool.close()
+    return rates, processor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        spool = measure_spool(home / "spool", options.events, options.rounds)
+        with Database.open(None, home / "database") as database:
+            migrate(database, MIGRATIONS)
+            rates, processor = measure_shipper(home / "shipped", database, options.events, options.rounds)
+    (begun, settled), *_ = events(1)
+    size = len(write_line("S", begun)) + len(write_line("E", settled))
+    result = {
+        "benchmark": "ledger",
+        "events": options.events,
+        "rounds": options.rounds,
+        "spool_us_best": round(min(spool), 2),
+        "spool_us_median": round(statistics.median(spool), 2),
+        "spool_bytes": size,
+        "ship_rows_per_s_best": round(max(rates)),
+        "ship_rows_per_s_median": round(statistics.median(rates)),
+        "ship_cpu_us_per_row": round(statistics.median(processor), 1),
+        "cpus": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": sys.version.split()[0],
+    }
+    rows = [
+        ("begin + settle, µs a request", result["spool_us_best"], result["spool_us_median"]),
+        ("shipped, rows/s", result["ship_rows_per_s_best"], result["ship_rows_per_s_median"]),
+    ]
+    print(f"{'':32}{'best':>10}{'median':>10}")
+    for name, best, median in rows:
+        print(f"{name:32}{best:>10}{median:>10}")
+    print(f"{size} bytes of spool a request; {result['ship_cpu_us_per_row']} µs of the shipper's CPU a row")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The admin page: its headers, and that it asks for nothing but its own API."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import create_engine
+
+from gateway.api.admin import AdminServices, create_admin_router
+from gateway.config.model import Configuration
+from gateway.store.usage import GROUPS
+from gateway.types import BUCKETS, EndpointHealth
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    """Without a database: the page itself asks nothing of it."""
+
+    async def nothing() -> None: ...
+
+    async def health() -> Mapping[str, EndpointHealth]:
+        return {}
+
+    configuration = Configuration(version="0123456789ab", providers={}, endpoints={}, routes=(), policies={})
+    engine = create_engine("postgresql+psycopg://")
+    app = FastAPI()
+    app.include_router(
+        create_admin_router(AdminServices(engine, lambda: configuration, lambda: None, health, nothing, nothing))
+    )
+    return app
+
+
+@pytest.fixture
+async def page(app: FastAPI) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+        answer = await client.get("/admin")
+        assert (await client.get("/admin/")).content == answer.content
+        assert (await client.head("/admin")).status_code == 200
+    assert answer.status_code == 200
+    return answer
+
+
+def inline(page: httpx.Response, tag: str) -> str:
+    """The content of the page's only element of this kind."""
+    (content,) = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", page.text, re.DOTALL)
+    assert isinstance(content, str)
+    return content
+
+
+def test_only_the_page_itself_may_run(page: httpx.Response) -> None:
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    policy = dict(part.partition(" ")[::2] for part in page.headers["content-security-policy"].split("; "))
+    for kind, tag in (("script-src", "script"), ("style-src", "style")):
+        digest = base64.b64encode(hashlib.sha256(inline(page, tag).encode()).digest()).decode()
+        assert policy[kind] == f"'sha256-{digest}'"
+    for closed in ("default-src", "base-uri", "form-action", "frame-ancestors", "trusted-types"):
+        assert policy[closed] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert policy["require-trusted-types-for"] == "'script'"
+
+
+def test_the_page_loads_nothing_and_has_no_inline_handlers(page: httpx.Response) -> None:
+    assert re.findall(r"(?:https?:)?//[\w.]", page.text.replace("// ", "")) == []
+    assert re.findall(r"@import|url\(|\ssrc=|<iframe|<object|<base", page.text) == []
+    assert re.findall(r"<link\b[^>]*>", page.text) == ['<link rel="icon" href="data:,">']
+    markup = re.sub(r"<(script|style)>.*?</\1>", "", page.text, flags=re.DOTALL)
+    assert re.findall(r"\s(?:on\w+|style)=", markup) == []
+
+
+def test_names_stay_data(engine: Engine, page: httpx.Response, client: httpx.AsyncClient) -> None:
+    """No name is ever parsed as HTML: none is in the page, and its script has no way to parse one."""
+    add(engine, event(team=HOSTILE, model=HOSTILE))
+    sinks = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|setHTML|srcdoc|document\.write|eval\(|Function\(|DOMParser|Fragment"
+    )
+    assert re.findall(sinks, inline(page, "script")) == []
+    assert (await client.get("/admin")).content == page.content
+    answer = await client.get("/admin/api/usage", params={"by": "team,model"})
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["rows"][0]["team"] == HOSTILE
+
+
+def test_the_key_stays_in_the_tab(page: httpx.Response) -> None:
+    script = inline(page, "script")
+    assert re.findall(r"localStorage|document\.cookie|indexedDB|location\s*[.=]|history\.", script) == []
+    assert "sessionStorage.setItem" in script
+
+
+def test_the_page_fits_its_api(app: FastAPI, page: httpx.Response) -> None:
+    script = inline(page, "script")
+    paths = app.openapi()["paths"]
+    there = {
+        (method.upper(), re.sub(r"\{.*?\}", "{}", path.removeprefix("/admin/api")))
+        for path, methods in paths.items()
+        for method in methods
+    }
+    called = {
+        (method, re.sub(r"\$\{.*?\}", "{}", path).partition("?")[0])
+        for method, path in re.findall(r'call\("([A-Z]+)", ["`](/.*?)["`][,)]', script)
+    }
+    assert len(re.findall(r"\bcall\(\"", script)) >= len(called)
+    assert called == there
+    groups, taken, given = (
+        re.findall(r'"(\w+)"', found)
+        for found in re.findall(r"^const (?:GROUPS|INPUT|OUTPUT) = \[(.*?)\];$", script, re.MULTILINE)
+    )
+    assert set(groups) == set(GROUPS)
+    assert sorted(taken + given) == sorted(BUCKETS)
+    ids = re.findall(r'\bid="([\w-]+)"', page.text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'\$\("([\w-]+)"\)', script)) <= set(ids)
