@@ -43,7 +43,7 @@ class Pipeline:
         self._rng = Random()
 
     async def run(
-        self, request: ChatRequest, body: bytes, caller: Caller, headers: Mapping[str, str], reply: Reply
+        self, request: ChatRequest, body: bytes, caller: Caller, headers: Mapping[bytes, bytes], reply: Reply
     ) -> int:
         """Serves one chat completion and returns the HTTP status that was sent.
 
@@ -193,7 +193,7 @@ def _scrub(body: bytes, endpoint: Endpoint) -> bytes:
             body = body.replace(secret.reveal().encode(), b"***")
     try:
         msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = body.decode("utf-8", "replace")[:2000]
         return msgspec.json.encode(
             {"error": {"message": text, "type": "invalid_request_error", "param": None, "code": None}}

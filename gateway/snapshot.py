@@ -31,6 +31,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     capabilities: Mapping[str, frozenset[Capability]]
     prices: PriceBook
     classifier: DomainClassifier | None
+    reads_headers: bool
+    """Whether some route matches on a header: only then are headers decoded."""
 
     @classmethod
     def build(cls, configuration: Configuration, run_dir: Path, user_agent: str) -> Snapshot:
@@ -46,9 +48,13 @@ class Snapshot(msgspec.Struct, frozen=True):
             capabilities={endpoint.id: declared_capabilities(endpoint) for endpoint in endpoints},
             prices=PriceBook(),
             classifier=DomainClassifier(configuration.domains) if configuration.domains else None,
+            reads_headers=any(route.match.header for route in configuration.routes),
         )
 
-    def facts(self, request: ChatRequest, caller: Caller, body_bytes: int, headers: Mapping[str, str]) -> Facts:
+    def facts(self, request: ChatRequest, caller: Caller, body_bytes: int, raw_headers: Mapping[bytes, bytes]) -> Facts:
+        headers = {}
+        if self.reads_headers:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw_headers.items()}
         domain = None if self.classifier is None else self.classifier.classify(last_user_text(request))
         return read_facts(request, caller, input_tokens=rough_tokens(body_bytes), domain=domain, headers=headers)
 

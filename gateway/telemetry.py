@@ -7,92 +7,131 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from msgspec.structs import astuple
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.utils import floatToGoString
 
-from gateway.types import Status, Usage
+from gateway.types import BUCKETS, Status, Usage
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Everything a data-plane worker counts. Label values come from configuration or are fixed, never from clients."""
+    """Everything a data-plane worker counts. Label values come from configuration or are fixed, never from clients.
+
+    Counted in plain integers by the event loop's thread alone, and put into Prometheus' terms only when asked: its
+    client's own counters take a lock for each increment.
+    """
 
     def __init__(self) -> None:
-        registry = self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "hatchway_requests",
-            "Answered requests, by surface and HTTP status",
-            ["surface", "status"],
-            registry=registry,
-        )
-        self._refused = Counter(
-            "hatchway_refused_requests",
-            "Requests refused before any upstream was called; they have no ledger row",
-            ["status", "reason"],
-            registry=registry,
-        )
-        self._attempts = Counter(
-            "hatchway_attempts", "Attempts at endpoints, by outcome", ["endpoint", "status"], registry=registry
-        )
-        self._tokens = Counter(
-            "hatchway_tokens", "Tokens counted, by endpoint and bucket", ["endpoint", "bucket"], registry=registry
-        )
-        self._ttft = Histogram(
-            "hatchway_upstream_ttft_seconds",
-            "Request sent to first content (streamed) or whole answer",
-            ["endpoint"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._in_flight = Gauge("hatchway_in_flight_requests", "Requests being served", registry=registry)
-        self._spool_errors = Counter(
-            "hatchway_spool_errors", "Ledger records that could not be written", registry=registry
-        )
-        self._configuration = Gauge(
-            "hatchway_configuration_info", "The configuration in force", ["version"], registry=registry
-        )
-        self._attempt_children: dict[tuple[str, str], Counter] = {}
-        self._request_children: dict[tuple[str, int], Counter] = {}
+        self._requests: defaultdict[tuple[str, int], int] = defaultdict(int)
+        self._refused: defaultdict[tuple[int, str], int] = defaultdict(int)
+        self._attempts: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._ttft: dict[str, _Histogram] = {}
+        self._in_flight = 0
+        self._spool_errors = 0
+        self._version = ""
 
     def request_started(self) -> None:
-        self._in_flight.inc()
+        self._in_flight += 1
 
     def request_finished(self, surface: str, status: int) -> None:
-        self._in_flight.dec()
-        child = self._request_children.get((surface, status))
-        if child is None:
-            child = self._request_children[surface, status] = self._requests.labels(surface, str(status))
-        child.inc()
+        self._in_flight -= 1
+        self._requests[surface, status] += 1
 
     def refused(self, status: int, reason: str) -> None:
-        self._refused.labels(str(status), reason).inc()
+        self._refused[status, reason] += 1
 
     def attempt(self, endpoint: str, status: Status, usage: Usage | None, ttft: float | None) -> None:
-        child = self._attempt_children.get((endpoint, status))
-        if child is None:
-            child = self._attempt_children[endpoint, status] = self._attempts.labels(endpoint, status)
-        child.inc()
+        self._attempts[endpoint, status] += 1
         if ttft is not None:
-            self._ttft.labels(endpoint).observe(ttft)
+            histogram = self._ttft.get(endpoint)
+            if histogram is None:
+                histogram = self._ttft[endpoint] = _Histogram()
+            histogram.observe(ttft)
         if usage is not None:
-            for bucket in usage.__struct_fields__:
-                count = getattr(usage, bucket)
+            for bucket, count in zip(BUCKETS, astuple(usage), strict=True):
                 if count:
-                    self._tokens.labels(endpoint, bucket).inc(count)
+                    self._tokens[endpoint, bucket] += count
 
     def spool_error(self) -> None:
-        self._spool_errors.inc()
+        self._spool_errors += 1
 
     def configuration(self, version: str) -> None:
-        self._configuration.clear()
-        self._configuration.labels(version).set(1)
+        self._version = version
+
+    def collect(self) -> Iterator[Metric]:
+        """For `prometheus_client`: the counts as metric families."""
+        yield _counter(
+            "hatchway_requests",
+            "Answered requests, by surface and HTTP status",
+            ("surface", "status"),
+            self._requests.items(),
+        )
+        yield _counter(
+            "hatchway_refused_requests",
+            "Requests refused before any upstream was called; they have no ledger row",
+            ("status", "reason"),
+            self._refused.items(),
+        )
+        yield _counter("hatchway_attempts", "Attempts at endpoints, by outcome", ("endpoint", "status"), self._attempts)
+        yield _counter(
+            "hatchway_tokens", "Tokens counted, by endpoint and bucket", ("endpoint", "bucket"), self._tokens.items()
+        )
+        ttft = HistogramMetricFamily(
+            "hatchway_upstream_ttft_seconds",
+            "Request sent to first content (streamed) or whole answer",
+            labels=("endpoint",),
+        )
+        for endpoint, histogram in self._ttft.items():
+            ttft.add_metric((endpoint,), histogram.cumulated(), histogram.sum)
+        yield ttft
+        yield GaugeMetricFamily("hatchway_in_flight_requests", "Requests being served", value=self._in_flight)
+        yield CounterMetricFamily(
+            "hatchway_spool_errors", "Ledger records that could not be written", value=self._spool_errors
+        )
+        info = GaugeMetricFamily("hatchway_configuration_info", "The configuration in force", labels=("version",))
+        info.add_metric((self._version,), 1)
+        yield info
 
     def exposition(self) -> bytes:
         """Prometheus text format 0.0.4."""
-        return generate_latest(self._registry)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        return generate_latest(registry)
+
+
+class _Histogram:
+    """Counts by the upper bounds of `SECONDS`."""
+
+    def __init__(self) -> None:
+        self.sum = 0.0
+        self._counts = [0] * (len(SECONDS) + 1)
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(SECONDS, seconds)] += 1
+        self.sum += seconds
+
+    def cumulated(self) -> list[tuple[str, float]]:
+        bounds = [*map(floatToGoString, SECONDS), "+Inf"]
+        return list(zip(bounds, accumulate(self._counts), strict=True))
+
+
+def _counter(
+    name: str, documentation: str, labels: tuple[str, ...], counts: Iterable[tuple[tuple[object, ...], int]]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, documentation, labels=labels)
+    for values, count in counts:
+        family.add_metric([str(value) for value in values], count)
+    return family
 
 
 def set_up_log(process: str, level: int = logging.INFO) -> None:

@@ -111,7 +111,7 @@ class Vocabulary:
         return self._bytes[token]
 
     def encode(self, text: str) -> list[int]:
-        """Plain text: never yields a control token."""
+        """Plain text: never yields a control token. A byte for which the vocabulary has no token is left out."""
         return self._bpe.encode(text, add_special_tokens=False).ids if text else []
 
     def encode_prompt(self, text: str, guard: str) -> list[int]:

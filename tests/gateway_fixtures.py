@@ -212,6 +212,19 @@ def stream(*pieces: bytes) -> Script:
     return run
 
 
+def stream_apart(*pieces: bytes) -> Script:
+    """A whole stream of which the gateway sees one piece after the other."""
+
+    async def run(call: Call) -> None:
+        await call.start_stream()
+        for piece in pieces:
+            await call.stream(piece)
+            await asyncio.sleep(0.01)  # same loop, same host: what was sent is read before this ends
+        await call.end_stream()
+
+    return run
+
+
 def good_stream(*texts: str) -> Script:
     return stream(ROLE, *words(*(texts or ("hel", "lo"))), STOP, USAGE_EVENT, DONE)
 
@@ -305,7 +318,9 @@ class Gateway:
         self.lookups = 0
         self.forwarded: list[str] = []
         self.port = 0
-        self._server: Server = create_server(self.application, drain_seconds=5)
+        self.before_last: Callable[[], None] = lambda: None
+        """Called just before the last part of each answer is handed to the server."""
+        self._server: Server = create_server(self._serve, drain_seconds=5)
         self._clients: list[httpx.AsyncClient] = []
 
     async def _find_key(self, digest: str) -> KeyRecord | None:
@@ -316,6 +331,14 @@ class Gateway:
         self.forwarded.append(scope["path"])
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
+
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
+        async def watch(message: Any) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                self.before_last()
+            await send(message)
+
+        await self.application(scope, receive, watch)
 
     @property
     def url(self) -> str:

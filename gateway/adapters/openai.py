@@ -29,7 +29,7 @@ _MAX_TEXT = 4 * 1024 * 1024
 
 # One pass over the bytes finds whether any event in them needs to be parsed. Inside a JSON string the quotes are
 # escaped, so text that a model writes cannot match.
-_SIGNAL = re.compile(rb'"(?:usage|error)"\s*:\s*[{"]|"finish_reason"\s*:\s*"|\[DONE\]')
+_SIGNAL = re.compile(rb'"usage"\s*:\s*\{|"error"\s*:\s*[^\snf]|"finish_reason"\s*:\s*"|\[DONE\]')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -72,15 +72,18 @@ class _Chunk(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
-_EMPTY = frozenset({b"", b"null", b'""', b"[]", b"{}"})
+_EMPTY = frozenset({b"", b"null", b"false", b'""', b"[]", b"{}"})
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for malformed, wrongly typed, badly encoded and endlessly nested JSON."""
 
 
 def _is_empty(raw: msgspec.Raw) -> bool:
-    """Absent, null, or an empty string, list or object."""
-    return len(raw) < 5 and bytes(raw) in _EMPTY
+    """Absent, null, false, or an empty string, list or object."""
+    return len(raw) < 6 and bytes(raw) in _EMPTY
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_text = msgspec.json.Decoder(str).decode
 _decode_usage = msgspec.json.Decoder(_Usage).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
@@ -129,7 +132,7 @@ class OpenAIAdapter:
     def read_answer(self, body: bytes) -> Answer:
         try:
             chunk = _decode_chunk(body)
-        except msgspec.DecodeError as error:
+        except _NOT_JSON as error:
             raise UpstreamProtocolError(f"not a chat completion: {error}") from None
         if not _is_empty(chunk.error):
             raise StreamError("upstream answered 200 with an error")
@@ -152,6 +155,7 @@ class OpenAIStreamReader:
         self.usage: Usage | None = None
         self.raw_usage: msgspec.Raw | None = None
         self.finish_reason: str | None = None
+        self._has_choices = False
         self._shows_usage = shows_usage
         self._tail = b""
         self._kept: list[bytes] = []
@@ -169,15 +173,17 @@ class OpenAIStreamReader:
             return b""
         self._tail = data[end:]
         events = data[:end] if self._tail else data
+        self._keep(events)  # first: what came before an error was written, too
         if not self.has_content or _SIGNAL.search(events) is not None:
-            events = self._read_events(events)
-        self._keep(events)
+            return self._read_events(events)
         return events
 
     def finish(self) -> bytes:
         rest = b""
         if self._tail.strip():  # a last event without its blank line
-            rest, self._tail = self._read_events(self._tail + b"\n\n"), b""
+            last, self._tail = self._tail + b"\n\n", b""
+            self._keep(last)
+            rest = self._read_events(last)
         if not self.is_finished and self.finish_reason is None:
             raise UpstreamDisconnected("the stream ended before the answer was whole", received=True)
         self.is_finished = True
@@ -195,6 +201,7 @@ class OpenAIStreamReader:
             start = match.end()
             if self._read_event(event):
                 shown.append(event)
+        shown.append(events[start:])  # blank lines beyond an event's own
         return b"".join(shown)
 
     def _read_event(self, event: bytes) -> bool:
@@ -203,15 +210,18 @@ class OpenAIStreamReader:
         if not data:
             return True
         if data == b"[DONE]":
+            if not self._has_choices:
+                raise UpstreamProtocolError("a stream without choices")
             self.is_finished = self.has_content = True
             return True
         try:
             chunk = _decode_chunk(data)
-        except msgspec.DecodeError as error:
+        except _NOT_JSON as error:
             raise UpstreamProtocolError(f"an event of the stream is not a chunk: {error}") from None
         if not _is_empty(chunk.error):
             raise StreamError("upstream sent an error inside the stream")
         for choice in chunk.choices or ():
+            self._has_choices = True
             self.finish_reason = choice.finish_reason or self.finish_reason
             if choice.finish_reason is not None or _has_content(choice.delta):
                 self.has_content = True
@@ -237,7 +247,7 @@ class OpenAIStreamReader:
             if data and data != b"[DONE]":
                 try:
                     chunk = _decode_chunk(data)
-                except msgspec.DecodeError:
+                except _NOT_JSON:
                     continue
                 text = "".join(_visible(choice.delta) for choice in chunk.choices or ())
                 self._text.append(text)
@@ -250,7 +260,7 @@ def read_usage(raw: msgspec.Raw) -> Usage | None:
         return None
     try:
         counts = _decode_usage(raw)
-    except msgspec.DecodeError:
+    except _NOT_JSON:
         return None
     prompt = counts.prompt_tokens_details or _TokenDetails()
     completion = counts.completion_tokens_details or _TokenDetails()
@@ -296,8 +306,10 @@ def _visible(delta: _Delta | None) -> str:
     parts = []
     for raw in (delta.reasoning_content, delta.reasoning, delta.content, delta.refusal):
         if not _is_empty(raw):
-            value = msgspec.json.decode(raw)
-            parts.append(value if isinstance(value, str) else "")
+            try:
+                parts.append(_decode_text(raw))
+            except _NOT_JSON:
+                continue  # a list of parts, or no text at all
     for raw in (delta.tool_calls, delta.function_call):
         if not _is_empty(raw):
             parts.append(bytes(raw).decode("utf-8", "replace"))

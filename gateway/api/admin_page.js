@@ -172,13 +172,14 @@ async function refresh() {
   const failures = answers.filter((answer) => answer.status === "rejected").map((answer) => answer.reason);
   const denied = failures.find((error) => error.status === 401 || error.status === 403);
   if (denied) return signOut(explain(denied));
-  const away = failures.find((error) => error.status === 0 || error.status >= 500);
-  tell("away", away && explain(away));
+  const isAway = (error) => error.status === 0 || error.status >= 500;
+  const away = failures.find(isAway);
+  tell("away", away && `${explain(away)}\nWhat stands below was true when it last answered.`);
   answers.forEach((answer, index) => {
     const [, show, id] = sections[index];
     if (answer.status === "fulfilled") show(answer.value);
     // While the gateway is away the last figures stay, under the banner that says so.
-    else if (answer.reason !== away && answer.reason.status < 500) draw(id, answer.reason.message, () => problem(answer.reason));
+    else if (!isAway(answer.reason)) draw(id, answer.reason.message, () => problem(answer.reason));
   });
   if (!away) $("updated").textContent = `updated ${clock.format(new Date())}`;
   schedule();

@@ -26,10 +26,9 @@ async def complete_chat(
     caller = await keys.authenticate(headers)
     body = await read_body(receive, headers, pipeline.snapshot.configuration.server.max_body_bytes)
     request = parse_chat(body)
-    text_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
     reply = AsgiReply(send)
     with CancelOnDisconnect(receive, reply) as disconnect:
-        return await pipeline.run(request, body, caller, text_headers, reply)
+        return await pipeline.run(request, body, caller, headers, reply)
     assert disconnect.happened
     return CLIENT_CLOSED
 
@@ -37,6 +36,8 @@ async def complete_chat(
 def parse_chat(body: bytes) -> ChatRequest:
     """Raises InvalidRequest, whose `param` names the field that is wrong."""
     try:
+        if not body.isascii():
+            body.decode()  # the decoder does not check what it skips, but that goes upstream as JSON all the same
         request = _decode(body)
     except msgspec.ValidationError as error:
         found = _AT.search(str(error))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
@@ -91,7 +92,7 @@ class Shipper:
     `connect` opens a connection to a migrated database; it is kept between rounds and opened anew after a failure.
     An attempt is shipped when it is settled. One that began and was not settled waits until its worker is dead and all
     of the worker's segments are read, and is then shipped as it began. Memory is bounded by one batch and by the
-    attempts in flight. Not safe for use from two threads at once.
+    attempts in flight. A second thread waits for its turn: a caller that was cancelled leaves its round running.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Shipper:
         self._batch_bytes = batch_bytes
         self._connection: Connection | None = None
         self._lock = -1
+        self._turn = Lock()
         self._progress: dict[Path, _Progress] = {}
         self._origins: dict[str, _Progress] = {}  # event id -> the segment with its `S`
         self._foreign: set[Path] = set()  # of another format version, reported once
@@ -119,16 +121,17 @@ class Shipper:
         be read or the offset not saved, `ShipperBusy`. Nothing is lost then: the next call begins again where the
         last saved offsets say.
         """
-        self._take_lock()
-        try:
-            return self._ship()
-        except psycopg.Error as error:
-            self._reset()
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise StoreError(f"usage events cannot be written: {reason}\nhint: they wait in the spool") from error
-        except BaseException:
-            self._reset()
-            raise
+        with self._turn:
+            self._take_lock()
+            try:
+                return self._ship()
+            except psycopg.Error as error:
+                self._reset()
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise StoreError(f"usage events cannot be written: {reason}\nhint: they wait in the spool") from error
+            except BaseException:
+                self._reset()
+                raise
 
     @property
     def pending_bytes(self) -> int:
@@ -141,11 +144,12 @@ class Shipper:
         )
 
     def close(self) -> None:
-        """Closes the connection and lets another shipper in."""
-        self._reset()
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
-            os.close(lock)
+        """Closes the connection and lets another shipper in. Waits for a round that is running."""
+        with self._turn:
+            self._reset()
+            lock, self._lock = self._lock, -1
+            if lock >= 0:
+                os.close(lock)
 
     def __enter__(self) -> Shipper:
         return self
@@ -335,4 +339,7 @@ class Shipper:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0  # shipped and deleted by a round in another thread

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
+from msgspec.structs import replace
 
 from gateway.types import EndpointHealth
 
@@ -21,50 +21,50 @@ BASE_EJECTION = 5.0
 MAX_EJECTION = 300.0
 
 
-class _State(msgspec.Struct):
-    ttft: float | None = None
-    in_flight: int = 0
-    failures_in_a_row: int = 0
-    ejections: int = 0
-    ejected_until: float = 0.0
-
-
 class HealthBook:
-    """Written by the pipeline after each attempt, read as a snapshot by the plan. `now`: loop clock, seconds."""
+    """Written by the pipeline after each attempt, read by the plan. `now`: loop clock, seconds."""
 
     def __init__(self) -> None:
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, EndpointHealth] = {}
+        self._ejections: dict[str, int] = {}
+
+    def snapshot(self) -> Mapping[str, EndpointHealth]:
+        """What is known now. It changes with the book: a decision that awaits nothing needs no copy."""
+        return self._states
 
     def start(self, endpoint: str) -> None:
-        self._states.setdefault(endpoint, _State()).in_flight += 1
+        state = self._states.get(endpoint, _UNUSED)
+        self._states[endpoint] = replace(state, in_flight=state.in_flight + 1)
 
     def finish(self, endpoint: str) -> None:
-        self._states[endpoint].in_flight -= 1
+        state = self._states[endpoint]
+        self._states[endpoint] = replace(state, in_flight=state.in_flight - 1)
 
     def succeed(self, endpoint: str, ttft: float) -> None:
-        state = self._states.setdefault(endpoint, _State())
-        _observe(state, ttft)
-        state.failures_in_a_row = state.ejections = 0
-        state.ejected_until = 0.0
+        state = self._states.get(endpoint, _UNUSED)
+        self._states[endpoint] = EndpointHealth(ttft=_decayed(state.ttft, ttft), in_flight=state.in_flight)
+        self._ejections.pop(endpoint, None)
 
     def fail(self, endpoint: str, now: float, *, retry_after: float | None = None) -> None:
         """`retry_after`: the upstream itself said when to come back (seconds); it is left alone until then."""
-        state = self._states.setdefault(endpoint, _State())
-        _observe(state, PENALTY_TTFT)
-        state.failures_in_a_row += 1
+        state = self._states.get(endpoint, _UNUSED)
+        failures = state.failures_in_a_row + 1
+        ejected_until = state.ejected_until
         if retry_after is not None:
-            state.ejected_until = max(state.ejected_until, now + min(retry_after, MAX_EJECTION))
-        elif state.failures_in_a_row >= EJECT_AFTER:
-            state.ejections += 1
-            seconds = min(BASE_EJECTION * 2 ** (state.ejections - 1), MAX_EJECTION)
-            state.ejected_until = max(state.ejected_until, now + seconds)
+            ejected_until = max(ejected_until, now + min(retry_after, MAX_EJECTION))
+        elif failures >= EJECT_AFTER:
+            ejections = self._ejections[endpoint] = self._ejections.get(endpoint, 0) + 1
+            ejected_until = max(ejected_until, now + min(BASE_EJECTION * 2 ** (ejections - 1), MAX_EJECTION))
+        self._states[endpoint] = EndpointHealth(
+            ttft=_decayed(state.ttft, PENALTY_TTFT),
+            in_flight=state.in_flight,
+            failures_in_a_row=failures,
+            ejected_until=ejected_until,
+        )
 
-    def snapshot(self) -> Mapping[str, EndpointHealth]:
-        return {
-            endpoint: EndpointHealth(state.ttft, state.in_flight, state.failures_in_a_row, state.ejected_until)
-            for endpoint, state in self._states.items()
-        }
+
+_UNUSED = EndpointHealth()
 
 
-def _observe(state: _State, ttft: float) -> None:
-    state.ttft = ttft if state.ttft is None else (1 - DECAY) * state.ttft + DECAY * ttft
+def _decayed(mean: float | None, ttft: float) -> float:
+    return ttft if mean is None else (1 - DECAY) * mean + DECAY * ttft

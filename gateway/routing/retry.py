@@ -58,7 +58,7 @@ def is_context_too_long(error: UpstreamStatus) -> bool:
         return False
     try:
         body = msgspec.json.decode(error.body, type=_ErrorBody)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return body.error is not None and body.error.code == "context_length_exceeded"
 

@@ -171,18 +171,18 @@ def test_calls_are_all_there_are(engine: Engine, plane: Plane) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
-async def test_every_call_needs_an_admin_key(
-    engine: Engine, plane: Plane, client: httpx.AsyncClient, method: str, path: str
-) -> None:
+async def test_every_call_needs_an_admin_key(engine: Engine, plane: Plane, method: str, path: str) -> None:
     ordinary = create_key(engine, team="payments").secret.reveal()
     revoked = create_key(engine, team="ops", role="admin")
     revoke_key(engine, revoked.key_id)
     expired = create_key(engine, team="ops", role="admin", expires_at=datetime.now(UTC) - timedelta(seconds=1))
 
+    app = plane.app(engine)
+
     async def call(authorization: str | None) -> httpx.Response:
-        headers = {} if authorization is None else {"authorization": authorization.encode()}
+        headers = None if authorization is None else {b"authorization": authorization.encode()}
         # A body that is no JSON: who calls is settled before anything is read.
-        async with client_of(plane.app(engine), None) as stranger:
+        async with client_of(app, None) as stranger:
             return await stranger.request(method, path, headers=headers, content=b"{")
 
     for missing in (None, "Bearer ", f"Basic {ADMIN_KEY}"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -25,9 +26,13 @@ NewEvent = Callable[..., UsageEvent]
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    with Database.open(None, tmp_path_factory.mktemp("postgres")) as database:
-        yield database
+def server() -> Iterator[Database]:
+    # Not a folder of pytest's: it closes them to other users, and the server of a session that runs as root is one.
+    with (
+        tempfile.TemporaryDirectory(prefix="hatchway-test-") as directory,
+        Database.open(None, Path(directory)) as opened,
+    ):
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,12 @@ def test_decimals_are_strings_and_times_are_utc(new_event: Callable[..., UsageEv
     assert b'"prices":{"input":"0.150"}' in line
 
 
+def test_a_pretty_printed_value_stays_in_one_line(new_event: Callable[..., UsageEvent]) -> None:
+    line = write_line("E", new_event(raw_usage=msgspec.Raw(b'{\n  "total": 3\n}')))
+    assert line.count(b"\n") == 1
+    assert as_values(read_event(read_line(line).json))["raw_usage"] == {"total": 3}
+
+
 def test_every_changed_byte_is_noticed(new_event: Callable[..., UsageEvent]) -> None:
     line = write_line("S", new_event())
     for position in range(len(line)):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from decimal import Decimal
@@ -20,9 +22,11 @@ from gateway.ledger.segment import offset_of
 from gateway.ledger.shipper import Shipped, Shipper, ShipperBusy
 from gateway.ledger.spool import Spool
 from gateway.store.database import Database
+from gateway.store.migrate import migrate
 from gateway.types import BUCKETS, Usage, UsageEvent
 
 NewEvent = Callable[..., UsageEvent]
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 
 def rows(database: Database) -> dict[str, dict[str, Any]]:
@@ -73,6 +77,13 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     opened = Spool(tmp_path, "w")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Path]:
+    """A folder for a PostgreSQL of the test's own; see `server`."""
+    with tempfile.TemporaryDirectory(prefix="hatchway-test-") as directory:
+        yield Path(directory)
 
 
 def test_nothing_to_ship(shipper: Shipper) -> None:
@@ -250,6 +261,34 @@ def test_one_shipper_for_a_directory(tmp_path: Path, table: Database, shipper: S
     shipper.close()
     assert second.ship_once() == Shipped()
     second.close()
+
+
+def test_threads_take_turns(tmp_path: Path, table: Database, spool: Spool, new_event: NewEvent) -> None:
+    arrived, go = threading.Event(), threading.Event()
+    connections = 0
+
+    def connect() -> Any:
+        nonlocal connections
+        connections += 1
+        arrived.set()
+        assert go.wait(30)
+        return table.connect()
+
+    for _ in range(50):
+        spool.settle(new_event())
+    shipped: list[Shipped] = []
+    shipper = Shipper(tmp_path, connect, batch_rows=5)
+    threads = [threading.Thread(target=lambda: shipped.append(shipper.ship_once())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert arrived.wait(30)
+    threads[2].join(0.2)  # time for the others to do harm
+    go.set()
+    for thread in threads:
+        thread.join()
+    shipper.close()
+    assert connections == 1
+    assert sorted(one.rows for one in shipped) == [0, 0, 50]
 
 
 class Crash(BaseException):
@@ -476,15 +515,13 @@ def test_values_from_outside_do_not_make_a_request_free(
     assert entry["is_mended"] is True
 
 
-def test_postgresql_down_then_up(tmp_path: Path, new_event: NewEvent) -> None:
-    from gateway.store.migrate import migrate
-
-    data, spool_dir = tmp_path / "data", tmp_path / "spool"
+def test_postgresql_down_then_up(tmp_path: Path, new_event: NewEvent, cluster: Path) -> None:
+    spool_dir = tmp_path / "spool"
     spool = Spool(spool_dir, "w")
     events = [new_event() for _ in range(30)]
 
-    with Database.open(None, data) as server:
-        migrate(server, Path(__file__).parents[2] / "migrations")
+    with Database.open(None, cluster) as server:
+        migrate(server, MIGRATIONS)
         url = server.url.reveal()
         shipper = Shipper(spool_dir, lambda: psycopg.connect(url, connect_timeout=5))
         for event in events[:10]:
@@ -499,7 +536,7 @@ def test_postgresql_down_then_up(tmp_path: Path, new_event: NewEvent) -> None:
     assert shipper.pending_bytes == pending > 0
     for event in events[20:]:
         spool.settle(event)
-    with Database.open(None, data) as server:
+    with Database.open(None, cluster) as server:
         assert shipper.ship_once().rows == 20
         assert set(rows(server)) == {event.event_id for event in events}
         shipper.close()

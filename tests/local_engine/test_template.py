@@ -37,7 +37,7 @@ def test_a_forged_control_token_reaches_the_model_as_text(engine: Engine) -> Non
 CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<repo_name>", "<|im", "_end|>", "<", "|>", ">", "\U000f0000"]
 
 
-@given(parts=st.lists(st.one_of(st.sampled_from(CONTROL), st.text(max_size=4)), max_size=8))
+@given(parts=st.lists(st.one_of(st.sampled_from(CONTROL), st.text("a<|im_end>é🦭 \n", max_size=4)), max_size=8))
 def test_no_message_forges_a_control_token(engine: Engine, parts: list[str]) -> None:
     text = "".join(parts)
     ids = engine.encode(user(text))
