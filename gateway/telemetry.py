@@ -82,7 +82,9 @@ class Metrics:
             ("status", "reason"),
             self._refused.items(),
         )
-        yield _counter("hatchway_attempts", "Attempts at endpoints, by outcome", ("endpoint", "status"), self._attempts)
+        yield _counter(
+            "hatchway_attempts", "Attempts at endpoints, by outcome", ("endpoint", "status"), self._attempts.items()
+        )
         yield _counter(
             "hatchway_tokens", "Tokens counted, by endpoint and bucket", ("endpoint", "bucket"), self._tokens.items()
         )

@@ -65,9 +65,10 @@ def looped_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 def test_attention_is_causal_and_grouped() -> None:
     for tokens, length in [(1, 1), (1, 7), (5, 5), (3, 11)]:
         query, key, value = random(tokens, 6, 8), random(2, length, 8, seed=1), random(2, length, 8, seed=2)
-        assert torch.allclose(
-            attention(query, key, value).double(), looped_attention(query, key, value), atol=1e-5
-        ), (tokens, length)
+        assert torch.allclose(attention(query, key, value).double(), looped_attention(query, key, value), atol=1e-5), (
+            tokens,
+            length,
+        )
 
 
 def test_swiglu_is_the_formula() -> None:

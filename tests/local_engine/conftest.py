@@ -124,7 +124,9 @@ class Run:
         self.deltas: dict[int, list[Delta]] = {}
         self.tokens: dict[int, list[int]] = {}
 
-    def add(self, request_id: int, prompt: list[int], max_tokens: int, stop: tuple[str, ...] = (), **sampling: Any) -> None:
+    def add(
+        self, request_id: int, prompt: list[int], max_tokens: int, stop: tuple[str, ...] = (), **sampling: Any
+    ) -> None:
         self.engine.add(Request(request_id, prompt, max_tokens, SamplingParams(**sampling), stop))
 
     def step(self) -> None:

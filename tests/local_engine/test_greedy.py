@@ -6,8 +6,8 @@ import pytest
 
 from local_engine.engine import Engine
 
-# The shortest answer, one that ends at the token limit, and the one where two tokens are nearly tied.
-ALONE = (0, 2, 3)
+# The shortest answer, and the one with the nearest tie: 0.01 between its best two logits. `bench/` runs all eight alone.
+ALONE = (0, 2)
 
 
 def test_all_at_once(engine: Engine, run: Any, greedy_reference: list[dict[str, Any]]) -> None:

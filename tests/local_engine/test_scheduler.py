@@ -127,7 +127,9 @@ def test_a_leak_is_seen() -> None:
 
 
 def test_neither_imports_torch() -> None:
-    code = "import sys, local_engine.scheduler, local_engine.server, local_engine.__main__; print('torch' in sys.modules)"
+    code = (
+        "import sys, local_engine.scheduler, local_engine.server, local_engine.__main__; print('torch' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

@@ -101,21 +101,24 @@ def test_text_parts_and_ignored_fields(client: httpx.Client) -> None:
 
 
 def test_sampling_parameters_reach_the_sampler(client: httpx.Client) -> None:
-    fields = {"max_completion_tokens": 2, "logit_bias": {"504": -100}}  # 504: how the greedy answer begins
-    assert not client.post(URL, json=body(**fields)).json()["choices"][0]["message"]["content"].startswith("The")
-    hot = {"temperature": 2.0, "seed": 1, "max_tokens": 8}
-    cold = client.post(URL, json=body(max_tokens=8)).json()["choices"][0]["message"]["content"]
-    assert client.post(URL, json=body(**hot)).json()["choices"][0]["message"]["content"] != cold
-    assert client.post(URL, json=body(**hot, top_k=1)).json()["choices"][0]["message"]["content"] == cold
-    assert client.post(URL, json=body(**hot, top_p=0.0)).json()["choices"][0]["message"]["content"] == cold
-    assert client.post(URL, json=body(**hot, min_p=1.0)).json()["choices"][0]["message"]["content"] == cold
+    def ask(**fields: Any) -> str:
+        short = [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}]
+        answer = client.post(URL, json={"model": MODEL, "messages": short, "max_tokens": 5, **fields}).json()
+        return answer["choices"][0]["message"]["content"]
+
+    cold = ask()
+    hot = {"temperature": 2.0, "seed": 1}
+    assert ask(**hot) != cold
+    assert ask(**hot, top_k=1) == ask(**hot, top_p=0.0) == ask(**hot, min_p=1.0) == cold
+    assert ask(logit_bias={"49": 100}, max_completion_tokens=2, max_tokens=None) == "PP"
+    assert ask(logit_bias={"49": 10}, presence_penalty=2.0) != ask(logit_bias={"49": 10}, frequency_penalty=-2.0)
 
 
 async def test_seeds_reproduce_alone_and_in_company(server: Any) -> None:
     async with server.async_client() as client:
 
         async def ask(seed: int) -> str:
-            fields = {"temperature": 1.0, "seed": seed, "max_tokens": 12}
+            fields = {"temperature": 1.0, "seed": seed, "max_tokens": 8}
             answer = (await client.post(URL, json=body("Tell me a story.", **fields))).json()
             return answer["choices"][0]["message"]["content"]
 
@@ -161,7 +164,10 @@ async def test_a_client_that_leaves_ends_its_request(server: Any, stream: bool) 
 
 
 def test_the_openai_client_understands_it(server: Any) -> None:
-    with server.client() as http, openai.OpenAI(api_key="none", base_url="http://engine/v1", http_client=http) as client:
+    with (
+        server.client() as http,
+        openai.OpenAI(api_key="none", base_url="http://engine/v1", http_client=http) as client,
+    ):
         ask: Any = {"model": MODEL, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
         answer = client.chat.completions.create(**ask)
         assert answer.choices[0].message.content == "The capital of France is Paris."
@@ -258,7 +264,9 @@ def test_a_body_over_the_limit_is_413(client: httpx.Client) -> None:
     assert response.status_code == 413 and response.json()["error"]["code"] == "body_too_large"
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", URL, 405), ("POST", "/healthz", 405), ("GET", "/", 404)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", URL, 405), ("POST", "/healthz", 405), ("GET", "/", 404)]
+)
 def test_other_paths_and_methods(client: httpx.Client, method: str, path: str, status: int) -> None:
     response = client.request(method, path)
     assert response.status_code == status and response.json()["error"]["message"]

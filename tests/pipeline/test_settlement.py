@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import httpx
 import msgspec
 import pytest
 
@@ -128,8 +129,6 @@ async def test_the_row_is_on_disk_when_a_client_elsewhere_sees_the_end(
     gateway = await start_gateway(endpoints(upstream))
 
     def ask_and_look() -> list[int]:
-        import httpx
-
         found = []
         with httpx.Client(trust_env=False, timeout=20, headers={"authorization": "Bearer hw_test_key"}) as client:
             for _ in range(10):
@@ -284,11 +283,11 @@ async def test_an_upstream_is_sent_the_callers_bytes_and_its_own_key(
 ) -> None:
     upstream = await script_upstream(answer())
     gateway = await start_gateway(endpoints(upstream))
-    body = b'{"model":"gpt-test", "x": {"y":[1.50,1e400]},"messages":[{"role":"user","content":"\xc3\xbc","z":1}]}'
+    body = b'{"model":"gpt-test","x":{"y":[1.50,1e400]},"messages":[{"role":"user","content":"\xc3\xbc","z":1}]}'
     client = gateway.client()
     await client.post("/v1/chat/completions", content=body, headers={"x-secret": "mine", "cookie": "c=1"})
     call = upstream.calls[0]
-    assert call.body == body.replace(b'"gpt-test"', b'"model-a"').replace(b'-a", ', b'-a",').replace(b": {", b":{", 1)
+    assert call.body == body.replace(b'"gpt-test"', b'"model-a"')
     assert call.target == "/v1/chat/completions"
     assert call.headers["authorization"] == "Bearer sk-upstream-secret-0123456789"
     assert not {"x-secret", "cookie", "x-api-key"} & call.headers.keys()
