@@ -16,7 +16,9 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from gateway.accounting import tokens
 from gateway.accounting.entry import Books
+from gateway.accounting.prices import PriceBook
 from gateway.api.application import Application
 from gateway.api.auth import KeyRing
 from gateway.api.http import Receive, Scope, Send, read_body, respond_error
@@ -106,6 +108,9 @@ class Worker:
         self._publication = Publication(settings.home)
         self._stamp = self._publication.stamp()
         self._user_agent = f"hatchway/{distribution_version('hatchway')}"
+        self._prices = PriceBook()
+        self._prices.load()  # now, rather than inside the first request
+        tokens.load()
         self.client = UpstreamClient()
         self.metrics = Metrics()
         self.spool = Spool(settings.spool_dir, f"worker-{index}")
@@ -137,7 +142,7 @@ class Worker:
         document = self._publication.read_document()
         configuration = compile_configuration(document, environment_variables())
         self.metrics.configuration(configuration.version)
-        return Snapshot.build(configuration, self._settings.run_dir, self._user_agent)
+        return Snapshot.build(configuration, self._prices, self._settings.run_dir, self._user_agent)
 
 
 async def serve(settings: Settings, index: int, listener: socket.socket) -> None:

@@ -35,8 +35,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Whether some route matches on a header: only then are headers decoded."""
 
     @classmethod
-    def build(cls, configuration: Configuration, run_dir: Path, user_agent: str) -> Snapshot:
-        """`run_dir`: where local engines have their sockets."""
+    def build(cls, configuration: Configuration, prices: PriceBook, run_dir: Path, user_agent: str) -> Snapshot:
+        """`run_dir`: where local engines have their sockets. `prices` outlive snapshots, with what they looked up."""
         endpoints = configuration.endpoints.values()
         return cls(
             configuration=configuration,
@@ -46,7 +46,7 @@ class Snapshot(msgspec.Struct, frozen=True):
                 if endpoint.provider.missing is None
             },
             capabilities={endpoint.id: declared_capabilities(endpoint) for endpoint in endpoints},
-            prices=PriceBook(),
+            prices=prices,
             classifier=DomainClassifier(configuration.domains) if configuration.domains else None,
             reads_headers=any(route.match.header for route in configuration.routes),
         )

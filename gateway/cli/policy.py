@@ -12,6 +12,7 @@ import msgspec
 import typer
 from rich.table import Table
 
+from gateway.accounting.prices import PriceBook
 from gateway.cli.console import ask_gateway, fail, show, stderr, stdout
 from gateway.config.check import check_report
 from gateway.config.compiler import compile_configuration
@@ -49,7 +50,7 @@ def explain(
     """Show where a request would go and why, without sending it. Runs the code that routes real requests."""
     settings = load_settings(config=config)
     configuration = compile_configuration(read_document(settings.config_path), environment_variables())
-    snapshot = Snapshot.build(configuration, settings.run_dir, "hatchway")
+    snapshot = Snapshot.build(configuration, PriceBook(), settings.run_dir, "hatchway")
     caller = _OPERATOR if key is None else _find_caller(settings, key)
     request = ChatRequest(model=model, messages=[Message(role="user", content=prompt)], stream=stream or None)
     body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": prompt}]})

@@ -17,10 +17,13 @@ Step = Literal["retry", "next", "larger_window", "pass_on", "stop"]
 
 CALLERS_MISTAKE = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
 MAX_RETRY_AFTER = 86_400.0
+_TOO_LONG = b"context_length_exceeded"
+_TOO_LONG_IN_WORDS = b"maximum context length"
 
 
 class _ErrorFields(msgspec.Struct):
     code: str | int | None = None
+    message: str | None = None
 
 
 class _ErrorBody(msgspec.Struct):
@@ -53,14 +56,16 @@ def counts_against(error: UpstreamError) -> bool:
 
 
 def is_context_too_long(error: UpstreamStatus) -> bool:
-    """OpenAI's `code`; other servers are read by their adapters as they come."""
-    if error.status not in (400, 413) or b"context_length_exceeded" not in error.body:
+    """OpenAI's `code`, or the words in which many servers that have no such code say the same."""
+    if error.status not in (400, 413) or not (_TOO_LONG in error.body or _TOO_LONG_IN_WORDS in error.body):
         return False
     try:
         body = msgspec.json.decode(error.body, type=_ErrorBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-    return body.error is not None and body.error.code == "context_length_exceeded"
+    if body.error is None:
+        return False
+    return body.error.code == _TOO_LONG.decode() or _TOO_LONG_IN_WORDS.decode() in (body.error.message or "")
 
 
 def retry_after(error: UpstreamError, now_epoch: float) -> float | None:

@@ -46,6 +46,9 @@ NOBODY = 99_999_999  # above every system's largest process number
 STOP_SECONDS = 30.0
 LOG_BYTES = 8 * 1024 * 1024
 
+STILL_DYING = "pre-existing shared memory block"
+"""What a new server says, and ends, while children of a killed one are left; they go by themselves."""
+
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
@@ -93,6 +96,7 @@ class EmbeddedServer:
         self._bin = find_binaries()
         self._user = system_user() if os.geteuid() == 0 else None
         self._process = os.getpid()
+        self._logged = 0  # bytes of the log before our start
         self._handle: int | None = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -186,7 +190,9 @@ class EmbeddedServer:
             elif launched is None:
                 launched = self._launch()
             elif not is_server(launched, self._data):
-                raise self._failure("does not start")
+                if STILL_DYING not in self._log():
+                    raise self._failure("does not start")
+                launched = None
             if time.monotonic() > deadline:
                 raise self._failure(f"does not answer within {START_SECONDS:.0f} s")
             time.sleep(0.02)
@@ -196,6 +202,7 @@ class EmbeddedServer:
         log = self._data / "server.log"
         if log.exists() and log.stat().st_size > LOG_BYTES:
             log.rename(self._data / "server.log.old")
+        self._logged = log.stat().st_size if log.exists() else 0
         folder = self._socket_directory()
         self._disown(self._data / "postmaster.pid")
         self._disown(folder / f".s.PGSQL.{PORT}.lock")
@@ -282,16 +289,20 @@ class EmbeddedServer:
         )
 
     def _failure(self, what: str) -> StoreError:
-        log = self._data / "server.log"
-        tail = ""
-        if log.exists():
-            with log.open("rb") as file:
-                file.seek(max(0, log.stat().st_size - 800))
-                tail = file.read().decode(errors="replace").strip()
         return StoreError(
-            f"the embedded PostgreSQL in `{self._directory}` {what}: {tail or 'its log is empty'}\n"
-            f"hint: see `{log}`, or give a server of your own in `HATCHWAY_DATABASE_URL`"
+            f"the embedded PostgreSQL in `{self._directory}` {what}: {self._log() or 'its log is empty'}\n"
+            f"hint: see `{self._data / 'server.log'}`, or give a server of your own in `HATCHWAY_DATABASE_URL`"
         )
+
+    def _log(self) -> str:
+        """The end of what the server has written since we started it."""
+        try:
+            with (self._data / "server.log").open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(self._logged, size - 800))
+                return file.read().decode(errors="replace").strip()
+        except FileNotFoundError:
+            return ""
 
 
 def find_binaries() -> Path:

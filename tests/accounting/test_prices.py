@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.accounting.prices import PriceBook, PricedRates, cost, total_input
@@ -208,6 +208,7 @@ RATES = st.lists(st.integers(0, 10**9), min_size=10, max_size=10)  # millionths 
 
 
 @given(tokens=TOKENS, rates=RATES)
+@example(tokens=[2**63 - 1] * 9, rates=[10**9 - 1] * 10)  # 29 digits: one more than a default Decimal context keeps
 def test_cost_is_exact(tokens: list[int], rates: list[int]) -> None:
     got = cost(Usage(*tokens), Rates(*(D(rate).scaleb(-6) for rate in rates)))
     order = (0, 2, 3, 4, 5, 6, 1, 7, 8)  # where the rate of each bucket stands

@@ -6,7 +6,7 @@ import pytest
 
 from local_engine.engine import Engine
 
-# The shortest answer, and the one with the nearest tie: 0.01 between its best two logits. `bench/` runs all eight alone.
+# The shortest answer, and the nearest tie: 0.01 between its best two logits. `bench/` runs all eight alone.
 ALONE = (0, 2)
 
 

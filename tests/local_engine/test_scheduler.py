@@ -144,65 +144,63 @@ EVENTS = st.lists(
 )
 
 
+def checked_step(scheduler: Scheduler) -> None:
+    """One step with every rule of scheduling checked."""
+    computed = {s: s.num_computed for s in scheduler.running}
+    decoding = {s for s in scheduler.running if s.num_remaining == 1}
+    chunks = scheduler.schedule()
+    sequences = [c.sequence for c in chunks]
+    assert len(set(sequences)) == len(sequences), "a sequence was scheduled twice"
+    assert sum(c.count for c in chunks) <= scheduler.token_budget
+    assert all(c.count >= 1 for c in chunks)
+    assert set(sequences) == set(scheduler.running), "a running sequence was left out"
+    assert len(scheduler.running) <= scheduler.max_running
+    for chunk in chunks:
+        assert chunk.start == computed.get(chunk.sequence, 0), "a token was skipped or run twice"
+        assert len(chunk.sequence.block_table) * 4 >= chunk.start + chunk.count
+    first = [c.sequence in decoding for c in chunks]
+    assert first == sorted(first, reverse=True), "a prompt went before a decoding sequence"
+    scheduler.blocks.check_integrity([s.block_table for s in scheduler.running])
+    assert all(s.block_table == [] for s in scheduler.waiting)
+    for chunk in chunks:
+        scheduler.advance(chunk, 7 if chunk.is_last else None)
+        if chunk.sequence.completion_tokens == chunk.sequence.max_tokens:
+            scheduler.finish(chunk.sequence)
+
+
 @settings(max_examples=400, deadline=None)
-@given(
-    events=EVENTS,
-    blocks=st.integers(11, 24),
-    running=st.integers(1, 5),
-    budget=st.integers(5, 20),
-)
+@given(events=EVENTS, blocks=st.integers(11, 24), running=st.integers(1, 5), budget=st.integers(5, 20))
 def test_any_schedule_keeps_the_rules(
     events: list[tuple[str, int, int]], blocks: int, running: int, budget: int
 ) -> None:
     scheduler = make(blocks=blocks, block_size=4, running=running, waiting=6, budget=budget)
     added: list[Sequence] = []
     cancelled: set[Sequence] = set()
-
-    def checked_step() -> None:
-        computed = {s: s.num_computed for s in scheduler.running}
-        decoding = {s for s in scheduler.running if s.num_remaining == 1}
-        chunks = scheduler.schedule()
-        sequences = [c.sequence for c in chunks]
-        assert len(set(sequences)) == len(sequences), "a sequence was scheduled twice"
-        assert sum(c.count for c in chunks) <= budget
-        assert all(c.count >= 1 for c in chunks)
-        assert set(sequences) == set(scheduler.running), "a running sequence was left out"
-        assert len(scheduler.running) <= running
-        for chunk in chunks:
-            assert chunk.start == computed.get(chunk.sequence, 0), "a token was skipped or run twice"
-            assert len(chunk.sequence.block_table) * 4 >= chunk.start + chunk.count
-        first = [c.sequence in decoding for c in chunks]
-        assert first == sorted(first, reverse=True), "a prompt went before a decoding sequence"
-        scheduler.blocks.check_integrity([s.block_table for s in scheduler.running])
-        assert all(s.block_table == [] for s in scheduler.waiting)
-        for chunk in chunks:
-            scheduler.advance(chunk, 7 if chunk.is_last else None)
-            if chunk.sequence.completion_tokens == chunk.sequence.max_tokens:
-                scheduler.finish(chunk.sequence)
-
     for kind, first, second in events:
-        if kind == "add":
-            sequence = Sequence.of([1] * first, second)
-            try:
-                scheduler.add(sequence)
-            except QueueFull:
-                assert len(scheduler.running) + len(scheduler.waiting) == running + 6
-            else:
-                added.append(sequence)
+        if kind == "add" and len(scheduler.running) + len(scheduler.waiting) == running + 6:
+            with pytest.raises(QueueFull):
+                scheduler.add(Sequence.of([1] * first, second))
+        elif kind == "add":
+            added.append(Sequence.of([1] * first, second))
+            scheduler.add(added[-1])
         elif kind == "cancel" and added:
             target = added[first % len(added)]
             if target.status is not Status.FINISHED:
                 cancelled.add(target)
             scheduler.finish(target)
         elif kind == "step":
-            checked_step()
+            checked_step(scheduler)
         scheduler.blocks.check_integrity([s.block_table for s in scheduler.running])
-    for _ in range(5000):
-        if not (scheduler.running or scheduler.waiting):
-            break
-        checked_step()
-    assert not scheduler.running and not scheduler.waiting, "somebody waits for ever"
-    assert scheduler.blocks.num_free == blocks
+    drain(scheduler)
     for sequence in added:
         assert sequence.status is Status.FINISHED and sequence.block_table == []
         assert sequence in cancelled or sequence.completion_tokens == sequence.max_tokens
+
+
+def drain(scheduler: Scheduler) -> None:
+    for _ in range(5000):
+        if not (scheduler.running or scheduler.waiting):
+            break
+        checked_step(scheduler)
+    assert not scheduler.running and not scheduler.waiting, "somebody waits for ever"
+    assert scheduler.blocks.num_free == scheduler.blocks.num_blocks

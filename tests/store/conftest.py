@@ -83,7 +83,7 @@ def empty_database(server: Database, request: pytest.FixtureRequest) -> Iterator
     name = "test_" + re.sub(r"\W", "_", request.node.name.lower())[-40:]
     with server.connect() as connection:
         connection.autocommit = True
-        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]  # a name of ours, not a literal
+        connection.execute(f'CREATE DATABASE "{name}"')
     # It goes with its server: dropping it would cost a checkpoint.
     with Database.open(database_url(server.url, name), Path("/nonexistent")) as database:
         yield database

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -167,6 +168,23 @@ def test_a_killed_server_recovers_what_was_committed(home: Path) -> None:
         assert connection.execute("SELECT value FROM kept").fetchall() == [(Decimal("0.000000000000000001"),)]
 
 
+def test_children_of_a_killed_server_are_awaited(home: Path) -> None:
+    with Database.open(None, home) as database, database.connect() as connection:
+        child, server, log = connection.info.backend_pid, postmaster(home), home / "data" / "server.log"
+        assert server is not None
+        before = log.stat().st_size
+        os.kill(child, signal.SIGSTOP)  # it cannot notice that its server is gone
+        os.kill(server, signal.SIGKILL)
+    with opener(home) as other:
+        deadline = time.monotonic() + 30
+        while b"pre-existing shared memory block" not in log.read_bytes()[before:] and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(child, signal.SIGCONT)
+        assert says_open(other)
+        assert b"pre-existing shared memory block" in log.read_bytes()[before:]
+        assert exits(other) == 0
+
+
 def test_a_process_number_that_another_program_has_now(home: Path) -> None:
     lines = (str(os.getpid()), str(home / "data"), "1700000000", "5432", str(home / "data"), "", "1 1", "ready   ")
     (home / "data" / "postmaster.pid").write_text("\n".join(lines) + "\n")
@@ -313,21 +331,44 @@ def test_an_unreadable_url_is_not_repeated(url: str) -> None:
     assert "hunter2" not in told
 
 
-def test_too_old() -> None:
+def message(kind: bytes, body: bytes) -> bytes:
+    """One message of PostgreSQL's protocol, version 3: kind, length with itself, body."""
+    return kind + struct.pack("!I", len(body) + 4) + body
+
+
+@contextmanager
+def staged(*answers: bytes) -> Iterator[str]:
+    """A server that gives one connection these answers, one to each message. Yields its `host:port`."""
+
     def serve() -> None:
-        peer, _ = old.accept()
+        peer, _ = listener.accept()
         with peer:
-            peer.recv(4096)
-            parameters = (b"server_version\x0013.9\x00", b"server_encoding\x00UTF8\x00", b"client_encoding\x00UTF8\x00")
-            status = b"".join(b"S" + struct.pack("!I", len(value) + 4) + value for value in parameters)
-            peer.sendall(b"R" + struct.pack("!II", 8, 0) + status + b"Z" + struct.pack("!I", 5) + b"I")
+            for answer in answers:
+                peer.recv(4096)
+                peer.sendall(answer)
             peer.recv(4096)
 
-    with closing(socket.create_server(("127.0.0.1", 0))) as old:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         thread = threading.Thread(target=serve)
         thread.start()
-        told = refused(f"postgresql://a@127.0.0.1:{old.getsockname()[1]}/x?sslmode=disable&gssencmode=disable")
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
         thread.join()
+
+
+def test_a_server_that_repeats_the_password() -> None:
+    ask = message(b"R", struct.pack("!I", 3))  # for the password in clear text
+    refusal = message(b"E", b"SFATAL\0C28P01\0Mno bind as a with hunter2 @ or hunter2%20%40\0\0")
+    with staged(ask, refusal) as address:
+        told = refused(f"postgresql://a:hunter2%20%40@{address}/x?sslmode=disable&gssencmode=disable")
+    assert "no bind as a with" in told
+    assert "hunter2%20" not in told
+
+
+def test_too_old() -> None:
+    parameters = (b"server_version\x0013.9\0", b"server_encoding\0UTF8\0", b"client_encoding\0UTF8\0")
+    status = b"".join(message(b"S", value) for value in parameters)
+    with staged(message(b"R", struct.pack("!I", 0)) + status + message(b"Z", b"I")) as address:
+        told = refused(f"postgresql://a@{address}/x?sslmode=disable&gssencmode=disable")
     assert "PostgreSQL 13 at" in told
     assert "hint: version 14 or newer" in told
 

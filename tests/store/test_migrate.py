@@ -37,7 +37,7 @@ ORDER BY 1, 2, 3
 def new_database(server: Database, name: str) -> Iterator[Database]:
     with server.connect() as connection:
         connection.autocommit = True
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]  # a name of ours, not a literal
+        connection.execute(f"CREATE DATABASE {name}")
     with Database.open(database_url(server.url, name), Path("/nonexistent")) as database:
         yield database
 
@@ -146,7 +146,7 @@ def test_every_change_of_a_key_is_notified(database: Database) -> None:
     )
     with database.connect() as listener:
         listener.autocommit = True
-        listener.execute(f"LISTEN {KEYS_CHANNEL}")  # type: ignore[call-overload]  # a constant of ours
+        listener.execute(f"LISTEN {KEYS_CHANNEL}")
         for change in changes:
             with database.engine.begin() as connection:
                 connection.execute(text(change))

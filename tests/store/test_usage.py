@@ -94,6 +94,14 @@ def test_unknown_is_not_zero(
     assert row.unpriced == unpriced
 
 
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_a_token_of_any_bucket_is_use(database: Database, usage_event: Event, bucket: str) -> None:
+    nothing = dict.fromkeys(BUCKETS, 0)
+    add(database, usage_event(**{**nothing, bucket: 1}, price_status="unpriced", cost_usd=None))
+    add(database, usage_event(**nothing, cost_usd=Decimal(0)))
+    assert everything(database, "team")[0].cost_usd is None
+
+
 def test_nothing_happened(database: Database) -> None:
     assert everything(database, "team") == []
     total = totals(database.engine, since=None, until=None)

@@ -239,6 +239,21 @@ async def test_early_answer_to_a_big_body_is_delivered(serve, client, get, withi
     assert upstream.accepted == 20
 
 
+async def test_end_of_an_early_answer_is_seen_although_the_request_is_stuck(serve, client, get, within):
+    async def script(peer):
+        await peer.head()
+        await peer.send(b"HTTP/1.1 413 Too Large\r\n\r\nbig")
+        peer.writer.write_eof()
+        await go_on.wait()
+
+    go_on = asyncio.Event()
+    upstream = await serve(script)
+    response = await client.send(get(upstream.origin, b"POST", b"x" * 20_000_000), within())
+    assert (response.status, await response.read(10)) == (413, b"big")
+    assert client.count(upstream.origin) == (0, 0)
+    go_on.set()
+
+
 async def test_early_answer_without_close_does_not_leave_a_half_written_connection(serve, client, get, within):
     async def script(peer):
         await peer.head()

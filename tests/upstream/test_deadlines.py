@@ -171,7 +171,9 @@ async def test_total_passes_while_nobody_reads(serve, client, get, within):
     assert caught.value.phase == "total"
 
 
-async def test_read_deadline_does_not_count_while_nobody_reads(serve, client, get, within):
+async def test_read_deadline_does_not_count_while_nobody_reads(serve, open_client, get, within):
+    client = open_client(idle_seconds=0.02)  # lets the timer look meanwhile
+
     async def script(peer):
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no")

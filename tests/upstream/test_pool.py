@@ -25,12 +25,25 @@ async def forever(peer, answer=OK):
         (b"GET", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-trailer: 1\r\n\r\n", b"ok"),
         (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n", b""),
         (b"GET", b"HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n\r\n", b""),
+        (b"GET", b"HTTP/1.1 304 Not Modified\r\ncontent-encoding: br\r\n\r\n", b""),
         (b"HEAD", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", b""),
+        (b"HEAD", b"HTTP/1.1 200 OK\r\ncontent-encoding: br\r\ncontent-length: 9\r\n\r\n", b""),
         (b"HEAD", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b""),
         (b"HEAD", b"HTTP/1.1 200 OK\r\n\r\n", b""),
         (b"GET", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + OK, b"ok"),
     ],
-    ids=["length", "chunked", "204", "304", "head-length", "head-chunked", "head-bare", "interim"],
+    ids=[
+        "length",
+        "chunked",
+        "204",
+        "304",
+        "304-coded",
+        "head-length",
+        "head-coded",
+        "head-chunked",
+        "head-bare",
+        "interim",
+    ],
 )
 async def test_connection_is_used_again(serve, client, get, within, method, answer, body):
     upstream = await serve(lambda peer: forever(peer, answer))
@@ -147,10 +160,11 @@ async def test_idle_connections_are_limited(serve, open_client, get, within):
     assert client.count(upstream.origin) == (2, 2)
 
 
-async def test_idle_connection_expires_by_itself(serve, open_client, get, within):
+@pytest.mark.parametrize("total", [60.0, float("inf")])
+async def test_idle_connection_expires_by_itself(serve, open_client, get, within, total):
     client = open_client(idle_seconds=0.05)
     upstream = await serve(forever)
-    await (await client.send(get(upstream.origin), within())).read(10)
+    await (await client.send(get(upstream.origin), within(total=total))).read(10)
     await upstream.settled()  # ends only when the client closes
     assert client.count(upstream.origin) == (0, 0)
 
@@ -307,4 +321,18 @@ async def test_closed_client_ends_what_is_under_way_and_takes_nothing_more(serve
         await reading
     with pytest.raises(ConnectFailed):
         await client.send(get(upstream.origin), within())
+    await upstream.settled()
+
+
+@pytest.mark.parametrize("turns", range(1, 7))
+async def test_client_closed_while_connecting(serve, client, get, within, turns):
+    upstream = await serve(lambda peer: peer.gone())
+    task = asyncio.create_task(client.send(get(upstream.origin), within()))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await client.close()
+    with pytest.raises((ConnectFailed, UpstreamDisconnected)):
+        await task
+    assert client.count(upstream.origin) == (0, 0)
+    await asyncio.sleep(0.01)
     await upstream.settled()

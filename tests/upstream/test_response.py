@@ -184,6 +184,7 @@ async def test_what_came_before_an_error_is_handed_out_first(serve, client, get,
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"HTTP/2.0 200 OK\r\n\r\n",
         b"HTTP/1.1 99 Low\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc",
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\nabc",
@@ -256,10 +257,17 @@ async def test_endless_framing_in_the_body_is_cut_off(serve, open_client, get, w
 
 async def test_long_stream_of_small_chunks_is_not_mistaken_for_endless_framing(serve, open_client, get, within):
     client = open_client(max_header_bytes=300)
-    body = b"".join(b"1;x=%060d\r\na\r\n" % n for n in range(300))
-    upstream = await serve(answers(HEAD + b"transfer-encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n"))
+
+    async def script(peer):
+        await peer.request()
+        await peer.send(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+        for n in range(50):
+            await peer.send_apart(b"1;x=%060d" % n, b"\r\na\r\n")
+        await peer.send(b"0\r\n\r\n")
+
+    upstream = await serve(script, uds=True)
     response = await client.send(get(upstream.origin), within())
-    assert await response.read(300) == b"a" * 300
+    assert await response.read(300) == b"a" * 50
 
 
 @pytest.mark.parametrize(("lines", "size"), [(257, 1), (3, 22_000)], ids=["lines", "bytes"])
@@ -329,3 +337,17 @@ async def test_compressed_body_that_grows_too_much(serve, client, get, within):
             size += len(piece)
     assert 0 < size < 2_000_000
     assert client.count(upstream.origin) == (0, 0)
+
+
+async def test_compressed_body_that_stops_in_its_middle(serve, client, get, within):
+    coded = gzip.compress(b"some text")[:-4]
+    upstream = await serve(answers(HEAD + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(coded) + coded))
+    response = await client.send(get(upstream.origin), within())
+    with pytest.raises(UpstreamProtocolError, match="incomplete"):
+        await response.read(100)
+
+
+async def test_protocol_switch_is_named_as_such(serve, client, get, within):
+    upstream = await serve(answers(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n"))
+    with pytest.raises(UpstreamProtocolError, match="upstream answered with status 101"):
+        await client.send(get(upstream.origin), within())

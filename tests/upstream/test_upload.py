@@ -71,7 +71,7 @@ async def test_slow_upstream_holds_the_body_back(serve, client, get, within):
     assert await (await task).read(10) == b"ok"
 
 
-@pytest.mark.parametrize("end", ["keep", "close", "reset"])
+@pytest.mark.parametrize("end", ["keep", "close", "reset", "stuck"])
 async def test_early_answer_ends_the_upload(serve, client, get, within, end):
     async def script(peer):
         await peer.head()
@@ -80,11 +80,51 @@ async def test_early_answer_ends_the_upload(serve, client, get, within, end):
             peer.reset()
         elif end == "keep":
             await peer.gone()
+        elif end == "stuck":
+            await go_on.wait()
 
+    go_on = asyncio.Event()
     upstream = await serve(script)
     response = await client.send_stream(get(upstream.origin, b"POST"), endless(), None, within())
     assert (response.status, await response.read(10)) == (413, b"big")
+    go_on.set()
     await upstream.settled()
+    assert client.count(upstream.origin) == (0, 0)
+
+
+async def test_headers_alone_end_a_stuck_upload(serve, client, get, within):
+    async def script(peer):
+        await peer.head()
+        await peer.send(b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nb")
+        await go_on.wait()
+        await peer.send(b"ig")
+        await peer.gone()
+
+    go_on = asyncio.Event()
+    upstream = await serve(script)
+    response = await client.send_stream(get(upstream.origin, b"POST"), endless(), None, within(total=20))
+    assert response.status == 413
+    go_on.set()
+    assert await response.read(10) == b"big"
+    assert client.count(upstream.origin) == (0, 0)
+
+
+async def test_connection_with_half_a_request_is_not_kept(serve, client, get, within, until):
+    """All that was written has left, and the answer is whole; yet the upstream still waits for the rest."""
+
+    async def script(peer):
+        await peer.head()
+        await peer.send(TOO_LARGE)
+        await peer.gone()
+
+    async def body():
+        yield b"x"
+        await until(lambda: client.count(upstream.origin).open == 0 or client.count(upstream.origin).idle)
+        yield b"x"
+
+    upstream = await serve(script)
+    response = await client.send_stream(get(upstream.origin, b"POST"), body(), 2, within())
+    assert (response.status, await response.read(10)) == (413, b"big")
     assert client.count(upstream.origin) == (0, 0)
 
 
