@@ -185,7 +185,13 @@ class ControlPlane:
 
 def create_control_app(control: ControlPlane) -> FastAPI:
     """Operators' surface (`/admin`, forwarded by workers), and `/internal`, which only the unix socket reaches."""
-    app = FastAPI(title="Hatchway admin API", docs_url=None, redoc_url=None, openapi_url="/admin/api/openapi.json")
+    app = FastAPI(
+        title="Hatchway admin API",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/admin/api/openapi.json",
+        redirect_slashes=False,  # a redirect would go to whatever host the client named
+    )
     install_error_handlers(app)
     app.include_router(
         create_admin_router(

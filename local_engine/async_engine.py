@@ -110,6 +110,14 @@ class AsyncEngine:
         """Messages to prompt ids, off the event loop. Raises `RequestError`."""
         return await asyncio.to_thread(self.engine.encode, messages)
 
+    def require_room(self) -> None:
+        """Raises `QueueFull` when every place is taken.
+
+        Open streams are counted here, before any of them reaches the thread, so the scheduler never refuses one.
+        """
+        if len(self._streams) >= self.config.max_running + self.config.max_waiting:
+            raise QueueFull(len(self._streams))
+
     def submit(
         self, prompt: list[int], max_tokens: int, sampling: SamplingParams, stop: tuple[str, ...] = ()
     ) -> Stream:
@@ -117,9 +125,7 @@ class AsyncEngine:
         engine = self.engine
         if len(prompt) + max_tokens > engine.context_length or not prompt or max_tokens < 1:
             raise EngineError(f"{len(prompt)} + {max_tokens} tokens do not fit the context {engine.context_length}")
-        # Every open stream is counted here, before any of them reaches the thread, so the scheduler never refuses one.
-        if len(self._streams) >= self.config.max_running + self.config.max_waiting:
-            raise QueueFull(len(self._streams))
+        self.require_room()
         request = Request(self._next_id, prompt, max_tokens, sampling, stop)
         self._next_id += 1
         stream = self._streams[request.id] = Stream(self, request.id)

@@ -6,6 +6,10 @@ It answers `/healthz` with 503 and the progress from the first moment, 200 once 
 with a request is said before it is queued. The response begins with the first news from the model, so that a request
 which fails at once still gets an error status; a failure later in a stream is an `error` event without `[DONE]`. When
 the client goes away its request leaves the engine before the next step.
+
+A request that does not say otherwise is answered greedily (`EngineConfig.default_temperature`), with at most the rest
+of the context or `default_max_tokens` tokens, whichever is less. There is no authentication: a unix socket is open to
+its owner only, and a TCP port is meant for one machine or a closed network.
 """
 
 import asyncio
@@ -128,6 +132,7 @@ class Server:
             raise NotReady(f"the model is not ready: {self.engine.state}")
         engine, config = self.engine.engine, self.engine.config
         call = parse_chat(body, self.model, config.default_temperature, engine.vocabulary.size)
+        self.engine.require_room()  # asked again by `submit`; here it spares a full engine the tokenizing
         prompt = await self.engine.encode(call.messages)
         max_tokens = answer_length(call, len(prompt), engine.context_length, config.default_max_tokens)
         answer = Answer(self.model, call.include_usage)

@@ -20,6 +20,7 @@ import httpx
 from uvicorn import Server
 
 from gateway.accounting.entry import Books
+from gateway.accounting.prices import PriceBook
 from gateway.api.application import Application
 from gateway.api.auth import KeyRing
 from gateway.config.compiler import compile_configuration
@@ -310,7 +311,7 @@ class Gateway:
         self.keys = KeyRing(self._find_key)
         self.keys.replace(keys)
         self.health = HealthBook()
-        snapshot = Snapshot.build(configuration_of(document), folder, "hatchway/test")
+        snapshot = Snapshot.build(configuration_of(document), PriceBook(), folder, "hatchway/test")
         self.pipeline = Pipeline(snapshot, self.upstreams, Books(self.spool, self.metrics), self.health)
         self.application = Application(
             self.pipeline, self.keys, self.metrics, forward=self._forward, reload=lambda: None

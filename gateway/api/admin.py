@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -53,8 +53,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.store.keys import KeyRow, create_key, find_active, hash_secret, list_keys, revoke_key
-from gateway.store.tables import usage_events
-from gateway.store.usage import GROUPS, requests
+from gateway.store.usage import GROUPS, newest_attempts, requests
 from gateway.types import EndpointHealth
 
 MAX_KEY_LENGTH = 512
@@ -284,13 +283,6 @@ def key(row: KeyRow, now: datetime) -> Key:
     elif row.expires_at is not None and row.expires_at <= now:
         state = "expired"
     return Key(**{**msgspec.structs.asdict(row), "models": list(row.models)}, state=state)
-
-
-def newest_attempts(engine: Engine, limit: int) -> list[dict[str, Any]]:
-    columns = usage_events.c
-    query = select(usage_events).order_by(columns.started_at.desc(), columns.event_id.desc()).limit(limit)
-    with engine.connect() as connection:
-        return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def encode_attempts(rows: list[dict[str, Any]]) -> bytes:

@@ -106,6 +106,14 @@ def requests(engine: Engine, request_id: str) -> list[dict[str, Any]]:
         return [dict(row) for row in rows]
 
 
+def newest_attempts(engine: Engine, limit: int) -> list[dict[str, Any]]:
+    """The newest `limit` rows, newest first. Raises `StoreError`."""
+    columns = usage_events.c
+    query = select(usage_events).order_by(columns.started_at.desc(), columns.event_id.desc()).limit(limit)
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
 def usage_query(by: Sequence[str], since: datetime | None, until: datetime | None) -> Select[Any]:
     unknown = [name for name in by if name not in GROUPS]
     if unknown:

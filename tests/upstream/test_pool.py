@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from gateway.errors import ConnectFailed, UpstreamDisconnected, UpstreamTimeout
+from gateway.errors import ConnectFailed, UpstreamDisconnected, UpstreamProtocolError, UpstreamTimeout
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
@@ -250,6 +250,36 @@ async def test_no_retry_once_a_byte_was_received(serve, client, get, within, par
     with pytest.raises(UpstreamDisconnected) as caught:
         await client.send(get(upstream.origin), within())
     assert (caught.value.received, upstream.accepted) == (True, 1)
+
+
+async def test_no_retry_after_garbage(serve, client, get, within):
+    async def script(peer):
+        await peer.request()
+        await peer.send(OK)
+        await peer.request()
+        await peer.send(b"rubbish")
+
+    upstream = await serve(script)
+    await (await client.send(get(upstream.origin), within())).read(10)
+    with pytest.raises(UpstreamProtocolError):
+        await client.send(get(upstream.origin), within())
+    assert upstream.accepted == 1
+
+
+async def test_total_that_has_passed_leaves_the_kept_connection_alone(serve, client, get, within):
+    upstream = await serve(forever)
+    await (await client.send(get(upstream.origin), within())).read(10)
+    with pytest.raises(UpstreamTimeout):
+        await client.send(get(upstream.origin), within(total=-1))
+    assert client.count(upstream.origin) == (1, 1)
+
+
+async def test_close_returns_when_the_loop_has_let_go_of_the_sockets(serve, client, get, within):
+    upstream = await serve(forever)
+    await (await client.send(get(upstream.origin), within())).read(10)
+    (connection,) = client._pools[upstream.origin].idle
+    await client.close()
+    assert connection._lost
 
 
 async def test_no_retry_after_a_timeout(serve, client, get, within):
