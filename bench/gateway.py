@@ -1,6 +1,7 @@
 """What the gateway costs on one core, beside its limits in the same run: no proxy, a bare Python proxy, nginx.
 
-    python bench/gateway.py [--seconds 1] [--rounds 3] [--only json-1 json-32 sse-32 paced] [--streams 200@20] [--profile]
+    python bench/gateway.py [--seconds 1] [--rounds 3] [--streams 200@20] [--profile]
+                            [--only json-1 json-32 sse-32 paced]
 
 The gateway is `hatchway up --no-engine` with one worker, a home folder of its own, embedded PostgreSQL, a virtual key,
 a policy and the ledger. All its processes and the two proxies run on the first cpu, load and upstream on the second.
@@ -19,7 +20,6 @@ import math
 import os
 import re
 import resource
-import select
 import shutil
 import signal
 import socket
@@ -35,18 +35,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # before this file's own folder, in which `gateway` would be this file
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `gateway` is the package, not this file
 
 import psycopg
 
 from bench import load
+from bench.start import ROOT, RunningGateway, end
 from gateway.store.embedded import EmbeddedServer
 
-HATCHWAY = str(Path(sys.executable).with_name("hatchway"))
-READY = "hatchway ready http://127.0.0.1:"
-START_SECONDS = 90.0
-STOP_SECONDS = 60.0
 SETTLE_SECONDS = 20.0
 
 CONFIG = """
@@ -82,83 +78,8 @@ http {{
 # -- processes --------------------------------------------------------------------------------------------------------
 
 
-def plain_environment(home: Path | None = None) -> dict[str, str]:
-    """Nothing of Hatchway's settings and no provider's key, but `home`."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HATCHWAY_", "PG")) and not name.endswith("_API_KEY")
-    }
-    return kept if home is None else {**kept, "HATCHWAY_HOME": str(home)}
-
-
 def pin(cpu: int) -> Callable[[], None]:
     return lambda: os.sched_setaffinity(0, {cpu})
-
-
-class RunningGateway:
-    """`hatchway up` in a process of its own. `options`: for the command line, beside `--port 0`."""
-
-    def __init__(self, home: Path, *options: str, cpu: int | None = None, environment: dict[str, str] | None = None):
-        self.home = home
-        self.environment = plain_environment(home) if environment is None else environment
-        self.log = home / "stderr.txt"
-        self.port = 0
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [HATCHWAY, "up", "--port", "0", *options],
-                env=self.environment,
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-                preexec_fn=None if cpu is None else pin(cpu),
-            )
-
-    def wait_ready(self) -> None:
-        """Raises RuntimeError with the gateway's own words when it does not become ready."""
-        assert self.process.stdout is not None
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until:
-            if not select.select([self.process.stdout], [], [], 1.0)[0]:
-                continue
-            line = self.process.stdout.readline()
-            if line.startswith(READY):
-                self.port = int(line.removeprefix(READY))
-                return
-            if not line:
-                break
-        raise RuntimeError(f"the gateway did not become ready:\n{self.log.read_text()[-2000:]}")
-
-    def run(self, *arguments: str) -> str:
-        """Standard output of a `hatchway` command on the same home."""
-        command = [HATCHWAY, *arguments]
-        return subprocess.run(
-            command, env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=120
-        ).stdout
-
-    def worker(self) -> int:
-        return next(pid for pid in family([self.process.pid]) if b"gateway.app" in command_line(pid))
-
-    def roots(self) -> list[int]:
-        """The supervisor, and PostgreSQL's first process, which is nobody's child."""
-        postmaster = int((self.home / "database" / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
-        return [self.process.pid, postmaster]
-
-    def stop(self) -> None:
-        end(self.process, STOP_SECONDS)
-
-
-def end(process: subprocess.Popen[str], seconds: float = 10.0) -> None:
-    process.terminate()
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def stats() -> dict[int, list[str]]:
@@ -196,10 +117,15 @@ def megabytes(roots: list[int], name: str) -> float:
     return kilobytes / 1024
 
 
-def command_line(pid: int) -> bytes:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
+def worker_of(gateway: RunningGateway) -> int:
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family([gateway.process.pid])}
+    return next(pid for pid, command in commands.items() if b"gateway.app" in command)
+
+
+def roots_of(gateway: RunningGateway) -> list[int]:
+    """The supervisor, and PostgreSQL's first process, which is nobody's child."""
+    postmaster = (gateway.home / "database" / "data" / "postmaster.pid").read_text().split("\n", 1)[0]
+    return [gateway.process.pid, int(postmaster)]
 
 
 # -- targets ----------------------------------------------------------------------------------------------------------
@@ -230,7 +156,7 @@ class Target:
 def serving(code: str, cpu: int) -> Iterator[tuple[int, int]]:
     """A process that runs a function of `bench.load`: its number and its port."""
     command = [sys.executable, "-c", f"from bench import load; load.{code}"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=pin(cpu))
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, preexec_fn=pin(cpu))
     try:
         assert process.stdout is not None
         yield process.pid, int(process.stdout.readline())
@@ -246,7 +172,7 @@ def nginx(folder: Path, upstream: int, cpu: int) -> Iterator[tuple[int, int]]:
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(folder=folder, upstream=upstream, port=port))
     command = ["nginx", "-c", str(config), "-e", str(folder / "nginx.err")]
-    process = subprocess.Popen(command, text=True, preexec_fn=pin(cpu))
+    process = subprocess.Popen(command, preexec_fn=pin(cpu))
     try:
         for _ in range(100):
             with socket.socket() as probe:
@@ -267,7 +193,7 @@ def hatchway(folder: Path, upstream: int, cpu: int) -> Iterator[tuple[RunningGat
     home.mkdir()
     config = folder / "policy.yaml"
     config.write_text(CONFIG.format(port=upstream))
-    gateway = RunningGateway(home, "--config", str(config), "--no-engine", "--workers", "1", cpu=cpu)
+    gateway = RunningGateway(home, "--config", str(config), "--no-engine", "--workers", "1", before=pin(cpu))
     try:
         gateway.wait_ready()
         yield gateway, json.loads(gateway.run("keys", "create", "--team", "bench", "--json"))["key"]
@@ -448,19 +374,15 @@ def profile(scenario: Scenario, target: Target, seconds: float, folder: Path) ->
         "--output",
         str(out),
     ]
-    spy = subprocess.Popen(
-        [program, "record", "--pid", str(target.serving[0]), *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [program, "record", "--pid", str(target.serving[0]), *options]
+    spy = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         target.count(scenario.run(target, seconds + 1, folder))
         _, complaint = spy.communicate(timeout=30)
     finally:
         end(spy)
     if not out.exists():
-        print(f"no profile: {complaint.strip()[-300:]}", file=sys.stderr)
+        print(f"no profile: {complaint.decode(errors='replace').strip()[-300:]}", file=sys.stderr)
         return
     own, total, samples = collections.Counter[str](), collections.Counter[str](), 0
     for line in out.read_text().splitlines():
@@ -471,8 +393,8 @@ def profile(scenario: Scenario, target: Target, seconds: float, folder: Path) ->
         for frame in set(frames):
             total[frame] += int(number)
     print(f"\nprofile of the worker, {scenario.name}, {samples} samples\n   own%  total%  function", file=sys.stderr)
-    for frame, number in own.most_common(30):
-        print(f"{number / samples:7.1%} {total[frame] / samples:7.1%}  {frame}", file=sys.stderr)
+    for frame, count in own.most_common(30):
+        print(f"{count / samples:7.1%} {total[frame] / samples:7.1%}  {frame}", file=sys.stderr)
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
@@ -490,7 +412,7 @@ def run(arguments: argparse.Namespace, scenarios: list[Scenario], folder: Path, 
             proxy, port = owned.enter_context(nginx(folder, upstream, cpus[0]))
             targets.append(Target("nginx", load.Place(port, path, None), [proxy], [proxy]))
         gateway, key = owned.enter_context(hatchway(folder, upstream, cpus[0]))
-        ours = Target("hatchway", load.Place(gateway.port, path, key), [gateway.worker()], gateway.roots())
+        ours = Target("hatchway", load.Place(gateway.port, path, key), [worker_of(gateway)], roots_of(gateway))
         targets.append(ours)
         for target in targets:
             for kind in sorted({scenario.kind for scenario in scenarios}):

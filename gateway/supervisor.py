@@ -25,7 +25,7 @@ from gateway.config.compiler import compile_configuration
 from gateway.config.document import read_document
 from gateway.config.model import Configuration, Secret
 from gateway.config.settings import Settings, environment_variables, shipped
-from gateway.errors import UpstreamError
+from gateway.errors import StoreError, UpstreamError
 from gateway.model_store import BUNDLED, ModelError, ModelStore, Progress
 from gateway.processes import BACKLOG, control_socket, worker_socket
 from gateway.publication import Publication
@@ -39,6 +39,7 @@ READY_SECONDS = 60.0
 ENGINE_READY_SECONDS = 300.0
 """A large model takes this long to load; the gateway then serves without it and says so."""
 POLL_SECONDS = 0.05
+DATABASE_EVERY = 2.0
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
 STEADY_SECONDS = 30.0
@@ -180,6 +181,7 @@ class Supervisor:
             await child.start()
         children = [*self._engines, self._control, *self._workers]
         self._watchers = [asyncio.ensure_future(child.keep_running()) for child in children]
+        self._watchers.append(asyncio.ensure_future(self._keep_database()))
         await asyncio.gather(*(self._wait_ready(child, READY_SECONDS) for child in (self._control, *self._workers)))
         await asyncio.gather(*(self._wait_engine(child) for child in self._engines))
         if admin_key is not None:
@@ -226,6 +228,16 @@ class Supervisor:
             return made
 
         return await asyncio.to_thread(work)
+
+    async def _keep_database(self) -> None:
+        """Starts the embedded PostgreSQL again when it has died. Meanwhile traffic goes on, and the spool grows."""
+        while self._database is not None and self._database.is_embedded:
+            await asyncio.sleep(DATABASE_EVERY)
+            try:
+                if await asyncio.to_thread(self._database.revive):
+                    _log.error("PostgreSQL had died and is started again")
+            except (StoreError, OSError) as error:
+                _log.error("PostgreSQL has died: %s", error)
 
     async def _wait_engine(self, engine: Child) -> None:
         try:

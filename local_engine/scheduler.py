@@ -58,6 +58,7 @@ class Scheduler:
         """Takes a sequence out, in whatever state it is, and frees its blocks. A second call does nothing."""
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
+            self.blocks.release(sequence.block_table)
         elif sequence.status is Status.WAITING and sequence in self.waiting:
             self.waiting.remove(sequence)
         sequence.status = Status.FINISHED

@@ -10,7 +10,7 @@ import msgspec
 from gateway.accounting.entry import new_request_id
 from gateway.api.auth import KeyRing
 from gateway.api.chat import CLIENT_CLOSED, complete_chat
-from gateway.api.http import ClientDisconnected, Receive, Scope, Send, respond, respond_error
+from gateway.api.http import AsgiReply, ClientDisconnected, Receive, Scope, Send, respond, respond_error
 from gateway.api.models import list_models, show_model
 from gateway.errors import DeadlineExceeded, GatewayError, MethodNotAllowed, NotFound, RateLimited, UpstreamFailed
 from gateway.pipeline import Pipeline
@@ -24,6 +24,8 @@ EXPOSITION = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class InternalError(GatewayError):
+    """A mistake of ours. The log has it; the client learns no more than that."""
+
     status = 500
 
 
@@ -66,16 +68,21 @@ class Application:
     async def _serve_chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.request_started()
         status = 500
+        reply = AsgiReply(send)
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed("this path takes POST", headers=[(b"allow", b"POST")])
             headers = dict(scope["headers"])
-            status = await complete_chat(self._pipeline, self._keys, headers, receive, send)
+            status = await complete_chat(self._pipeline, self._keys, headers, receive, reply)
         except GatewayError as error:
             status = error.status
             await self._refuse(send, error)
         except ClientDisconnected:
             status = CLIENT_CLOSED
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, the client gets an answer or a cut
+            if reply.has_started:
+                raise  # the server cuts the connection: half an answer must not look whole
+            await self._fail(send, error)
         finally:
             self._metrics.request_finished("chat", status)
 
@@ -87,8 +94,16 @@ class Application:
         except GatewayError as error:
             status = error.status
             await self._refuse(send, error)
+        except Exception as error:  # noqa: BLE001 - likewise
+            await self._fail(send, error)
         finally:
             self._metrics.request_finished(surface, status)
+
+    async def _fail(self, send: Send, error: Exception) -> None:
+        request_id = new_request_id()
+        _log.error("request %s could not be served", request_id, exc_info=error)
+        headers = [(b"x-hatchway-request-id", request_id.encode())]
+        await respond_error(send, InternalError("the gateway failed", code="internal_error", headers=headers))
 
     async def _refuse(self, send: Send, error: GatewayError) -> None:
         if not isinstance(error, (UpstreamFailed, RateLimited, DeadlineExceeded)):
@@ -101,10 +116,9 @@ class Application:
         if scope["method"] not in ("GET", "HEAD"):
             raise MethodNotAllowed("this path takes GET", headers=[(b"allow", b"GET, HEAD")])
         caller = await self._keys.authenticate(dict(scope["headers"]))
-        path: bytes = scope["raw_path"] or scope["path"].encode()
-        quoted_id = path.partition(b"/v1/models")[2].partition(b"?")[0].strip(b"/").decode("latin-1")
+        name = scope["path"].removeprefix("/v1/models").strip("/")  # percent-decoded; names may hold slashes
         snapshot = self._pipeline.snapshot
-        body = show_model(snapshot, caller, quoted_id) if quoted_id else list_models(snapshot, caller)
+        body = show_model(snapshot, caller, name) if name else list_models(snapshot, caller)
         await respond(send, 200, body, JSON)
         return 200
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from typing import Any
-from urllib.parse import unquote
 
 import msgspec
 
@@ -22,8 +21,7 @@ def list_models(snapshot: Snapshot, caller: Caller) -> bytes:
     return msgspec.json.encode({"object": "list", "data": data})
 
 
-def show_model(snapshot: Snapshot, caller: Caller, quoted_id: str) -> bytes:
-    name = unquote(quoted_id)
+def show_model(snapshot: Snapshot, caller: Caller, name: str) -> bytes:
     owner = _names(snapshot.configuration).get(name)
     if owner is None or not may_use(caller, name):
         raise NotFound(f"the model `{name[:200]}` does not exist here", code="model_not_found", param="model")

@@ -78,6 +78,10 @@ class Database:
         set_json_loads(exact_json, connection)
         return connection
 
+    def revive(self) -> bool:
+        """Starts the embedded server again if it has died. True: it had. Raises `StoreError`, `OSError`."""
+        return self._server is not None and self._server.revive()
+
     def close(self) -> None:
         """Closes the pool; stops the embedded server if nobody else uses it. Harmless the second time."""
         self.engine.dispose()

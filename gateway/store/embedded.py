@@ -127,6 +127,14 @@ class EmbeddedServer:
         with exclusive(self._directory / "lock"):
             self._release()
 
+    def revive(self) -> bool:
+        """Starts the server again if it has died; its URL stays the same. True: it had. Raises `StoreError`."""
+        if self._postmaster() is not None:
+            return False
+        with exclusive(self._directory / "lock"):
+            self.url = self._start()
+        return True
+
     def _release(self) -> None:
         assert self._handle is not None
         try:

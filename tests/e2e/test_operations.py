@@ -184,6 +184,21 @@ def test_control_plane_dies_and_traffic_goes_on(
         assert gateway.stop() == 0
 
 
+def test_postgresql_dies_and_traffic_goes_on(home: Path, upstream: Upstream, plain_environment: dict[str, str]) -> None:
+    gateway = Gateway(home, plain_environment)
+    gateway.start(write_config(home, CONFIG.format(url=upstream.url)), "--no-engine")
+    try:
+        postmaster = home / "database" / "data" / "postmaster.pid"
+        first = int(postmaster.read_text().split()[0])
+        os.kill(first, signal.SIGKILL)
+        answer = gateway.post({"model": "by-cost", "messages": MESSAGES})
+        assert answer.status_code == 200
+        eventually(lambda: int(postmaster.read_text().split()[0]) != first)
+        assert len(gateway.rows(answer.headers["x-hatchway-request-id"])) == 1
+    finally:
+        assert gateway.stop() == 0
+
+
 def test_taken_port_is_a_clear_error(home: Path, upstream: Upstream, plain_environment: dict[str, str]) -> None:
     gateway = Gateway(home, plain_environment)
     config = write_config(home, CONFIG.format(url=upstream.url))

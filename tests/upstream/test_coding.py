@@ -83,6 +83,17 @@ def test_pieces_are_bounded_and_growth_is_stopped():
     assert 1_048_576 <= sum(map(len, pieces)) < 2_000_000
 
 
+def test_nothing_that_can_be_decoded_is_held_back():
+    """A full piece may end inside zlib's last run of bytes, with no input left over."""
+    data = zlib.compress(b"\0" * 263_000)
+    for cut in range(200, len(data)):
+        decoder = Decoder(b"deflate", 2000)
+        size = len(decoder.decode(data[:cut]))
+        while decoder.pending:
+            size += len(decoder.decode(b""))
+        assert size == len(zlib.decompressobj().decompress(data[:cut])), cut
+
+
 def test_growth_within_the_limit_is_whole():
     text = b"\0" * 3_000_000
     assert decode(Decoder(b"gzip", 2000), [gzip.compress(text)]) == text

@@ -8,6 +8,9 @@ import socket
 import pytest
 
 from gateway.errors import ConnectFailed, UpstreamDisconnected, UpstreamProtocolError, UpstreamTimeout
+from gateway.upstream.connection import Connection
+from gateway.upstream.pool import Pool
+from gateway.upstream.request import Limits, Origin
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
@@ -111,8 +114,6 @@ async def test_bytes_in_the_socket_are_never_taken_for_the_next_answer(serve, cl
     raw = socket.create_server(("127.0.0.1", 0))
     raw.setblocking(False)
     loop = asyncio.get_running_loop()
-    from gateway.upstream.request import Origin
-
     origin = Origin.parse(f"http://127.0.0.1:{raw.getsockname()[1]}")
     first = asyncio.create_task(client.send(get(origin), within()))
     peer, _ = await loop.sock_accept(raw)
@@ -366,3 +367,15 @@ async def test_client_closed_while_connecting(serve, client, get, within, turns)
     assert client.count(upstream.origin) == (0, 0)
     await asyncio.sleep(0.01)
     await upstream.settled()
+
+
+async def test_turn_of_a_cancelled_waiter_goes_to_the_next():
+    pool = Pool(Origin.parse("http://h"), Limits(max_connections=1))
+    first, second = (asyncio.create_task(pool.wait_for_change()) for _ in range(2))
+    await asyncio.sleep(0)
+    pool.forget(Connection(pool, asyncio.get_running_loop()))
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    async with asyncio.timeout(10):
+        await second
