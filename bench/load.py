@@ -444,14 +444,13 @@ end
 """
 
 
-def run_wrk(place: Place, kind: Kind, connections: int, seconds: float, folder: Path) -> Outcome:
+def run_wrk(place: Place, kind: Kind, connections: int, seconds: int, folder: Path) -> Outcome:
     """The same with `wrk`, which closes its connections when time is up, whatever is under way on them."""
     script = folder / "load.lua"
     key = f'wrk.headers["authorization"] = "Bearer {place.key}"' if place.key is not None else ""
     script.write_text(_WRK_SCRIPT % (body_for(kind).decode(), key))
     url = f"http://127.0.0.1:{place.port}{place.path}"
-    duration = f"-d{max(1, round(seconds))}s"
-    command = ["wrk", "-t1", f"-c{connections}", duration, "--timeout", "30s", "-s", str(script), url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60)
     found = re.search(r"^SUMMARY (.*)$", done.stdout, re.MULTILINE)
     if found is None:

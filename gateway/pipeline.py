@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.accounting.entry import Books, Context, new_request_id
 from gateway.attempt import Attempt, Headers, Reply
-from gateway.config.model import Endpoint
+from gateway.config.model import AS_ASKED, Endpoint
 from gateway.errors import GatewayError, Unavailable, UpstreamError, UpstreamStatus
 from gateway.ledger.spool import SpoolError
 from gateway.routing.health import HealthBook
@@ -52,7 +52,7 @@ class Pipeline:
         snapshot = self.snapshot
         now = asyncio.get_running_loop().time()
         facts = snapshot.facts(request, caller, len(body), headers)
-        plan = snapshot.plan(facts, caller, health=self.health.snapshot(), now=now, rng=self._rng)
+        plan = snapshot.plan(facts, caller, health=self.health.snapshot(now), now=now, rng=self._rng)
         if not plan.candidates:
             raise explain_no_candidates(plan)
         team = snapshot.configuration.teams.get(caller.team)
@@ -130,13 +130,13 @@ class Pipeline:
         try:
             await attempt.run(body)
         except UpstreamError as error:
-            if counts_against(error):
+            if counts_against(error, caller_named_model=endpoint.model == AS_ASKED):
                 now = asyncio.get_running_loop().time()
                 self.health.fail(endpoint.id, now, retry_after=retry_after(error, time()))
             raise
         else:
             if attempt.ttft is not None:
-                self.health.succeed(endpoint.id, attempt.ttft)
+                self.health.succeed(endpoint.id, asyncio.get_running_loop().time(), attempt.ttft)
         finally:
             self.health.finish(endpoint.id)
 
@@ -172,7 +172,7 @@ async def _report(failures: Failures, endpoints: Mapping[str, Endpoint], reply: 
     After content has been seen the stream ends in an error event, which SDKs raise, and never in a normal end.
     """
     endpoint_id, last = failures[-1]
-    if not reply.has_started and isinstance(last, UpstreamStatus) and last.status in CALLERS_MISTAKE | {404}:
+    if not reply.has_started and isinstance(last, UpstreamStatus) and _is_callers_mistake(last, failures):
         content = _scrub(last.body, endpoints[endpoint_id])
         length = (b"content-length", b"%d" % len(content))
         await reply.start(last.status, [(b"content-type", b"application/json"), length, *headers])
@@ -184,6 +184,13 @@ async def _report(failures: Failures, endpoints: Mapping[str, Endpoint], reply: 
         raise failure
     await reply.send(b"data: " + error_body(failure) + b"\n\n", is_last=True)
     return 200
+
+
+def _is_callers_mistake(last: UpstreamStatus, failures: Failures) -> bool:
+    """A 404 is one only if every endpoint says so: beside another failure it would hide that a retry may help."""
+    if last.status == 404:
+        return all(isinstance(error, UpstreamStatus) and error.status == 404 for _, error in failures)
+    return last.status in CALLERS_MISTAKE
 
 
 def _scrub(body: bytes, endpoint: Endpoint) -> bytes:

@@ -85,7 +85,7 @@ def loader(path: Path, config: EngineConfig) -> Callable[[Callable[[float], None
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handling: it would end the process by the signal instead of with exit code 0."""
+    """uvicorn without its own signal handling, which would raise the signal again afterwards; `serve` does it."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

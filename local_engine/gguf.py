@@ -113,7 +113,7 @@ class _Cursor:
 
     def count(self, what: str, most: int, fewest_bytes: int) -> int:
         count = self.u64(what)
-        if count * fewest_bytes > self.left:
+        if count > most or count * fewest_bytes > self.left:
             self.fail(f"{what} of {count} cannot be true: at most {most}, and {self.left} bytes are left")
         return count
 

@@ -1,8 +1,8 @@
 """A scripted upstream and a gateway on real sockets: everything of a worker below the process level is the real thing.
 
-    upstream = await script_upstream(answer("hello"))
-    gateway = await start_gateway(one_endpoint(upstream))
-    response = await gateway.ask()
+upstream = await script_upstream(answer("hello"))
+gateway = await start_gateway(one_endpoint(upstream))
+response = await gateway.ask()
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ PATIENCE = 20.0
 """Seconds after which a test gives up on something that should have happened at once."""
 
 
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.002)
+
+
 # The upstream
 
 
@@ -80,6 +86,8 @@ class Call:
         await self.send(b"0\r\n\r\n")
 
     async def send(self, data: bytes) -> None:
+        if self.writer.transport.is_closing():
+            raise ConnectionResetError("the gateway has closed")  # the loops raise different errors
         self.writer.write(data)
         await self.writer.drain()
 
@@ -149,8 +157,7 @@ class Upstream:
             self._server.close()
         for task in list(self._tasks):
             task.cancel()
-        while self._tasks:
-            await asyncio.sleep(0)
+        await until(lambda: not self._tasks)
         assert not self.failures, self.failures
 
 
@@ -358,10 +365,9 @@ class Gateway:
         for server in self._server.servers:
             server.close()
         for connection in list(self._server.server_state.connections):
-            connection.transport.abort()  # type: ignore[union-attr]  # the websocket protocol is switched off
-        async with asyncio.timeout(PATIENCE):
-            while self._server.server_state.tasks or self._server.server_state.connections:
-                await asyncio.sleep(0.001)
+            connection.transport.abort()
+        state = self._server.server_state
+        await until(lambda: not state.tasks and not state.connections)
         await self.upstreams.close()
         self.spool.close()
 
@@ -398,9 +404,7 @@ class Gateway:
 
     async def settled(self, count: int) -> list[UsageEvent]:
         """The settled rows, once `count` are there and nothing is in flight; each attempt has exactly one."""
-        async with asyncio.timeout(PATIENCE):
-            while len(self.records()) < count or self._server.server_state.tasks:
-                await asyncio.sleep(0.002)
+        await until(lambda: len(self.records()) >= count and not self._server.server_state.tasks)
         rows = self.records()
         assert [row.event_id for row in self.records("S")] == [row.event_id for row in rows]
         assert len(rows) == count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -79,7 +80,7 @@ class Application:
             await self._refuse(send, error)
         except ClientDisconnected:
             status = CLIENT_CLOSED
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, the client gets an answer or a cut
+        except Exception as error:
             if reply.has_started:
                 raise  # the server cuts the connection: half an answer must not look whole
             await self._fail(send, error)
@@ -135,7 +136,7 @@ class Application:
         if path == "/internal/metrics":
             await respond(send, 200, self._metrics.exposition(), EXPOSITION)
         elif path == "/internal/health":
-            body = msgspec.json.encode(self._pipeline.health.snapshot())
+            body = msgspec.json.encode(self._pipeline.health.snapshot(asyncio.get_running_loop().time()))
             await respond(send, 200, body, JSON)
         elif path == "/internal/reload":
             self._reload()

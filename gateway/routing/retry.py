@@ -50,9 +50,15 @@ def next_step(error: UpstreamError, *, tries_here: int, attempts: int, client_ha
     return "retry" if tries_here < attempts else "next"
 
 
-def counts_against(error: UpstreamError) -> bool:
-    """Whether a failure is the endpoint's. A caller's mistake is nobody's failure."""
-    return not (isinstance(error, UpstreamStatus) and error.status in CALLERS_MISTAKE)
+def counts_against(error: UpstreamError, *, caller_named_model: bool) -> bool:
+    """Whether a failure is the endpoint's. A caller's mistake is nobody's failure.
+
+    `caller_named_model`: the endpoint sends on the model asked for, so that a 404 is the answer to a name that does
+    not exist. Were it counted, one caller's misspelt model would eject the endpoint for all others.
+    """
+    if not isinstance(error, UpstreamStatus):
+        return True
+    return error.status not in CALLERS_MISTAKE and not (error.status == 404 and caller_named_model)
 
 
 def is_context_too_long(error: UpstreamStatus) -> bool:

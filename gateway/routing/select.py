@@ -6,6 +6,7 @@ An endpoint of unknown price is not free and one of unknown latency is not fast:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from random import Random
@@ -50,12 +51,13 @@ def by_weight(pool: Sequence[Candidate], policy: Policy, rng: Random) -> list[Ca
     """A random order in which each next endpoint is drawn with its share of the remaining weight.
 
     Sorting by u^(1/w) with u uniform in (0, 1] draws without replacement in proportion to w (Efraimidis and
-    Spirakis, "Weighted random sampling with a reservoir", 2006). Weight 0 comes last, in the policy's order.
+    Spirakis, "Weighted random sampling with a reservoir", 2006); its logarithm orders alike, and small weights do not
+    underflow. Weight 0 comes last, in the policy's order.
     """
 
     def draw(candidate: Candidate) -> float:
         weight = policy.weights.get(candidate.endpoint, 1.0)
-        return -((1.0 - rng.random()) ** (1.0 / weight)) if weight > 0 else 1.0
+        return -math.log(1.0 - rng.random()) / weight if weight > 0 else math.inf
 
     return sorted(pool, key=draw)
 

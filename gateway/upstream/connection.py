@@ -365,7 +365,7 @@ class Connection(asyncio.Protocol):
             return
         if self._no_body:
             self._parser = httptools.HttpResponseParser(self)
-        self.resume_reading()
+        self.resume_reading()  # TLS still delivers what it had decrypted when reading was paused, and that was the end
         self.reused = True
         self._idle_until = self.loop.time() + self._limits.idle_seconds
         if self.timer_at == NEVER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.adapters.openai import OpenAIAdapter
+from gateway.adapters.registry import build_adapter, declared_capabilities
 from gateway.api.chat import parse_chat
 from gateway.config.model import AS_ASKED, Endpoint, Provider, Secret
-from gateway.adapters.registry import build_adapter, declared_capabilities
 from gateway.upstream.request import Origin
-from pathlib import Path
 
 ORIGIN = Origin.parse("http://upstream.test:8000")
 MESSAGES = '"messages":[{"role":"user","content":"hi"}]'
@@ -35,7 +35,7 @@ def members(body: bytes) -> dict[str, bytes]:
 
 
 NUMBERS = st.sampled_from(["1.50", "1e400", "-0", "-0.0", "1E+2", "123456789012345678901234567890", "0.1e-400", "7"])
-STRINGS = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 TEXTS = st.builds(lambda text, is_ascii: json.dumps(text, ensure_ascii=is_ascii), STRINGS, st.booleans())
 SPACE = st.sampled_from(["", " ", "\n\t "])
 
@@ -86,7 +86,10 @@ def test_nothing_to_change_leaves_the_very_bytes(stream: str, model: str | None)
         ("null", b'{"include_usage":true}'),
         ("{}", b'{"include_usage":true}'),
         ('{"include_usage": null}', b'{"include_usage":true}'),
-        ('{"include_usage": false, "include_obfuscation":false}', b'{"include_usage":true,"include_obfuscation":false}'),
+        (
+            '{"include_usage": false, "include_obfuscation":false}',
+            b'{"include_usage":true,"include_obfuscation":false}',
+        ),
         ('{"x":1.50}', b'{"x":1.50,"include_usage":true}'),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +16,6 @@ from gateway.errors import UpstreamDisconnected, UpstreamError, UpstreamProtocol
 from gateway.types import ChatRequest, Message, Usage
 from gateway.upstream.request import Origin
 from tests.gateway_fixtures import DONE, ROLE, STOP, USAGE_EVENT, event, words
-
-import msgspec
 
 GOOD = ROLE + b"".join(words("hé", "llo")) + STOP + USAGE_EVENT + DONE
 ADAPTER = OpenAIAdapter(origin=Origin.parse("http://x"), path="", headers=[], upstream_model=None)
@@ -207,9 +206,34 @@ def test_text_survives_what_cannot_be_read() -> None:
 
 LINES = st.sampled_from(
     [
-        *(ROLE, words("x")[0], STOP, USAGE_EVENT, DONE, b"data: ", b"\n", b"\r\n", b"\n\n", b": c\n", b"event: error\n"),
-        *(b'{"choices": [', b"]}", b'"usage": {', b'"error": {"', b'"finish_reason": "', b"\xff", b"\xc3", b"\xef\xbb\xbf"),
-        *(b'data: {"choices": [{"delta": {"content": "\xff"}, "finish_reason": "s"}]}\n\n', b"[" * 3000, b'{"x":' * 3000),
+        *(
+            ROLE,
+            words("x")[0],
+            STOP,
+            USAGE_EVENT,
+            DONE,
+            b"data: ",
+            b"\n",
+            b"\r\n",
+            b"\n\n",
+            b": c\n",
+            b"event: error\n",
+        ),
+        *(
+            b'{"choices": [',
+            b"]}",
+            b'"usage": {',
+            b'"error": {"',
+            b'"finish_reason": "',
+            b"\xff",
+            b"\xc3",
+            b"\xef\xbb\xbf",
+        ),
+        *(
+            b'data: {"choices": [{"delta": {"content": "\xff"}, "finish_reason": "s"}]}\n\n',
+            b"[" * 3000,
+            b'{"x":' * 3000,
+        ),
         b'data: {"choices": [{"delta": {"content": "\\ud800"}}], "usage": {"prompt_tokens": 1e999}}\n\n',
     ]
 )
@@ -257,7 +281,9 @@ def test_the_cut_does_not_matter_whatever_comes(pieces: list[bytes], cuts: list[
     edges = sorted({0, len(whole), *(at for at in cuts if at < len(whole))})
     first = len(ROLE + words("x")[0])
     once = run([whole[:first], whole[first:]])
-    split = run([whole[:first], *(whole[max(a, first) : b] for a, b in zip(edges, edges[1:], strict=False) if b > first)])
+    split = run(
+        [whole[:first], *(whole[max(a, first) : b] for a, b in zip(edges, edges[1:], strict=False) if b > first)]
+    )
     assert once[0] == split[0] or "failed" in (once[0], split[0])
 
 
@@ -317,7 +343,12 @@ def test_an_answer_counts_the_text_of_all_its_choices() -> None:
             ),
         ),
         (
-            {"prompt_tokens": 90, "completion_tokens": 4, "prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 26},
+            {
+                "prompt_tokens": 90,
+                "completion_tokens": 4,
+                "prompt_cache_hit_tokens": 64,
+                "prompt_cache_miss_tokens": 26,
+            },
             Usage(input_tokens=26, cache_read_tokens=64, output_tokens=4),
         ),
         (
@@ -330,7 +361,12 @@ def test_an_answer_counts_the_text_of_all_its_choices() -> None:
             Usage(input_tokens=26, cache_read_tokens=64, output_tokens=4),
         ),
         (
-            {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": None, "completion_tokens_details": {}},
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 4,
+                "prompt_tokens_details": None,
+                "completion_tokens_details": {},
+            },
             Usage(input_tokens=9, output_tokens=4),
         ),
         ({"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 10}}, None),

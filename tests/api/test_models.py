@@ -42,7 +42,9 @@ async def test_a_key_sees_its_models_only(gateway: Gateway) -> None:
     assert (await gateway.client("hw_few").get("/v1/models/org/team/model-a")).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["org/team/model-a", "org%2Fteam%2Fmodel-a", "org/team%2fmodel-a", "org/team/model-a/"])
+@pytest.mark.parametrize(
+    "path", ["org/team/model-a", "org%2Fteam%2Fmodel-a", "org/team%2fmodel-a", "org/team/model-a/"]
+)
 async def test_a_model_with_slashes_in_its_name(gateway: Gateway, path: str) -> None:
     response = await gateway.client().get(f"/v1/models/{path}")
     assert response.json() == {"id": "org/team/model-a", "object": "model", "created": 0, "owned_by": "p-a"}
@@ -53,9 +55,7 @@ async def test_a_query_is_no_part_of_the_name(gateway: Gateway) -> None:
 
 
 async def test_the_sdk_reads_models(gateway: Gateway) -> None:
-    async with openai.AsyncOpenAI(
-        base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE
-    ) as client:
+    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE) as client:
         assert [model.id async for model in client.models.list()] == ["house/fast", "org/team/model-a"]
         assert (await client.models.retrieve("org/team/model-a")).owned_by == "p-a"
         with pytest.raises(openai.NotFoundError):

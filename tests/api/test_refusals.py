@@ -12,7 +12,7 @@ import pytest
 
 from gateway.pipeline import Pipeline
 from gateway.routing.health import HealthBook
-from tests.gateway_fixtures import PATIENCE, Gateway, Upstream, answer, chat, endpoints, key_record, post
+from tests.gateway_fixtures import PATIENCE, Gateway, Upstream, answer, chat, endpoints, key_record, post, until
 from tests.pipeline.conftest import StartGateway, StartUpstream
 
 CHAT = "/v1/chat/completions"
@@ -268,11 +268,9 @@ async def test_a_client_that_leaves_while_it_sends_is_nothing(gateway: Gateway, 
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(post(b'{"model":', "content-length: 1000"))
     async with asyncio.timeout(PATIENCE):
-        while not gateway.metric("hatchway_in_flight_requests"):
-            await asyncio.sleep(0.001)
+        await until(lambda: gateway.metric("hatchway_in_flight_requests"))
         writer.transport.abort()
-        while gateway.metric("hatchway_in_flight_requests"):
-            await asyncio.sleep(0.001)
+        await until(lambda: not gateway.metric("hatchway_in_flight_requests"))
     assert gateway.metric('hatchway_requests_total{status="499",surface="chat"}') == 1
     assert upstream.calls == [] and gateway.records("S") == []
 
@@ -286,7 +284,7 @@ async def test_what_is_no_http_does_not_disturb_others(gateway: Gateway) -> None
 async def test_a_mistake_of_ours_is_500_in_the_same_shape(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(self: HealthBook) -> None:
+    def fail(self: HealthBook, now: float) -> None:
         raise RuntimeError("private words")
 
     monkeypatch.setattr(HealthBook, "snapshot", fail)

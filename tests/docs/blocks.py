@@ -23,7 +23,7 @@ OUTPUT = "output"
 _MARK = re.compile(r"<!-- (?P<kind>test|output|file|not tested)(?:: (?P<value>.+?))? -->")
 _FENCE = re.compile(r"```(\w*)")
 _BOX = re.compile(r"[\s─-╿]*")  # a table's rules, drawn with U+2500 to U+257F
-_CHANGING = re.compile(r"hw-[\w-]{20,}|[0-9a-f]{12,}|\d[\d.,:/]*")
+_CHANGING = re.compile(r"hw-[\w-]{20,}|[0-9a-f]{12,}|\d(?:[\d.,:/]*\d)?")
 
 
 class Block(NamedTuple):

@@ -83,6 +83,7 @@ def reader(
 ) -> Iterator[Reader]:
     folder = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "policies", folder / "policies", ignore=shutil.ignore_patterns("examples"))
+    (folder / ".venv").symlink_to(sys.prefix)
     with home_folder(model_path) as home:
         gateway = Gateway(home, {**plain_environment, "IN_HOUSE_URL": NOBODY})
         gateway.start(folder / "policies")

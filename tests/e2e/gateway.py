@@ -84,7 +84,7 @@ class Gateway:
 
     def rows(self, request_id: str | None = None) -> list[dict[str, Any]]:
         """Rows of the ledger, all of them or one request's, in the order of attempts."""
-        self.run("report", "--format", "json")  # ships what is spooled
+        self.ship()
         with self.connect() as connection:
             query = "SELECT * FROM usage_events"
             found = (
@@ -93,6 +93,14 @@ class Gateway:
                 else connection.execute(f"{query} ORDER BY started_at")
             )
             return found.fetchall()
+
+    def ship(self) -> None:
+        """Has everything that is spooled in the table: the running gateway does it, or the command line after it."""
+        if self.process is None or self.process.poll() is not None:
+            self.run("report")
+            return
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.home / "run" / "control.sock"))) as client:
+            client.post("http://control/internal/flush", timeout=30).raise_for_status()
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:

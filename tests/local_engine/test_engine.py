@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from local_engine.engine import Engine
 from local_engine.errors import QueueFull, RequestError
+from local_engine.scheduler import Chunk
+from local_engine.sequence import Sequence
 
 PROMPTS = [[5, 9, 200, 31], list(range(10, 60)), [77], [3 + n * 7 % 250 for n in range(90)]]
 
@@ -177,6 +179,17 @@ def test_only_the_request_that_breaks_a_step_fails(
     assert "out of luck" in str(one.last(2).error)
     assert one.last(2).completion_tokens == 5
     assert [one.tokens[i] for i in (0, 1, 3)] == [alone[i] for i in (0, 1, 3)]
+
+
+def test_each_chunk_gets_its_own_logits_in_any_order(tiny: Callable[..., Engine]) -> None:
+    """The scheduler puts unfinished prompts last; the runner does not rely on it."""
+    runner = tiny().runner
+    unfinished, whole = Sequence.of([5, 6, 7, 8], 1), Sequence.of([9, 10, 11], 1)
+    unfinished.block_table, whole.block_table = [3], [1]
+    [alone] = runner.run([Chunk(whole, 0, 3)])
+    nothing, together = runner.run([Chunk(unfinished, 0, 2), Chunk(whole, 0, 3)])
+    assert nothing is None
+    assert torch.allclose(together, alone, atol=1e-4)
 
 
 def test_what_does_not_fit_is_refused(tiny: Callable[..., Engine], run: Any) -> None:

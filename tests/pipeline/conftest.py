@@ -1,4 +1,4 @@
-"""The fixtures of `tests/gateway_fixtures.py`: what a test starts is stopped at its end. Runs on the production loop."""
+"""The fixtures of `tests/gateway_fixtures.py`: what a test starts is stopped with it. On the production loop."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ async def test_what_is_no_content_does_not_satisfy_ttft(
     assert response.content.count(b'"role"') == 1  # the first endpoint's role chunk was held back
     rows = await gateway.settled(2)
     assert [(row.status, row.error_type) for row in rows] == [("timeout", "timeout_ttft"), ("ok", None)]
-    assert rows[0].usage_source == "estimated" and rows[0].usage.input_tokens > 0 and rows[0].cost_usd > 0
+    assert rows[0].usage_source == "estimated" and rows[0].usage.input_tokens > 0 and rows[0].cost_usd
 
 
 async def test_a_whole_answer_is_bounded_by_total_alone(
@@ -264,7 +264,7 @@ async def test_a_key_that_upstreams_refuse_is_502_without_their_words(
 async def test_all_rate_limited_is_429_with_the_shortest_wait(
     script_upstream: StartUpstream, start_gateway: StartGateway
 ) -> None:
-    waits = ({"retry_after": "30"}, {"retry_after": "7"}, {})
+    waits: tuple[dict[str, str], ...] = ({"retry_after": "30"}, {"retry_after": "7"}, {})
     upstreams = [await script_upstream(refuse(429, **wait)) for wait in waits]
     gateway = await start_gateway(endpoints(*upstreams))
     response = await gateway.ask()
@@ -310,7 +310,7 @@ async def test_a_callers_mistake_is_passed_on_verbatim(
     assert other.calls == []
     rows = await gateway.settled(1)
     assert outcome(rows) == [(1, "a", "error", f"status_{status}", "none", 0)]
-    assert gateway.health.snapshot()["a"].failures_in_a_row == 0
+    assert gateway.health.snapshot(0.0)["a"].failures_in_a_row == 0
 
 
 async def test_what_is_passed_on_holds_no_secret(script_upstream: StartUpstream, start_gateway: StartGateway) -> None:
@@ -345,6 +345,14 @@ async def test_an_unknown_model_upstream_is_passed_on_when_nobody_has_it(
     response = await gateway.ask()
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
     await gateway.settled(2)
+
+
+async def test_an_unknown_model_beside_another_failure_is_no_mistake_of_the_caller(
+    script_upstream: StartUpstream, start_gateway: StartGateway
+) -> None:
+    gateway = await start_gateway(endpoints(await script_upstream(refuse(500)), await script_upstream(refuse(404))))
+    assert (await gateway.ask()).status_code == 502
+    assert [row.error_type for row in await gateway.settled(2)] == ["status_500", "status_404"]
 
 
 async def test_a_context_that_is_too_long_goes_to_a_larger_window(
@@ -383,7 +391,7 @@ async def test_failing_endpoints_go_to_the_end_of_the_plan(
     for _ in range(5):
         assert (await gateway.ask()).status_code == 200
     assert (len(bad.calls), len(good.calls)) == (3, 5)
-    assert gateway.health.snapshot()["a"].in_flight == 0
+    assert gateway.health.snapshot(0.0)["a"].in_flight == 0
 
 
 async def test_the_end_of_everything_is_reported_with_its_causes(
@@ -393,3 +401,14 @@ async def test_the_end_of_everything_is_reported_with_its_causes(
     error = (await gateway.ask()).json()["error"]
     assert error["message"] == "all 2 attempts failed: `a`: connect_failed; `b`: disconnected"
     assert error["type"] == "upstream_error" and error["param"] is None
+
+
+@pytest.mark.parametrize(("upstream_model", "failures"), [("*", 0), ("model-a", 1)])
+async def test_a_misspelt_model_does_not_eject_an_endpoint_that_serves_any(
+    script_upstream: StartUpstream, start_gateway: StartGateway, upstream_model: str, failures: int
+) -> None:
+    document = endpoints(await script_upstream(refuse(404)))
+    document["endpoints"]["a"]["model"] = upstream_model
+    gateway = await start_gateway(document)
+    assert (await gateway.ask(model="gtp-tset")).status_code == 404
+    assert gateway.health.snapshot(0.0)["a"].failures_in_a_row == failures

@@ -34,6 +34,7 @@ from tests.gateway_fixtures import (
     stream,
     stream_then_cut,
     text_of,
+    until,
     words,
 )
 from tests.pipeline.conftest import StartGateway, StartUpstream
@@ -80,7 +81,7 @@ async def test_a_row_says_all_there_is_to_say(script_upstream: StartUpstream, st
     assert {name: told[name] for name in EXPECTED_FIELDS} == EXPECTED_FIELDS
     assert told["request_id"] == response.headers["x-hatchway-request-id"]
     assert told["policy_version"] == response.headers["x-hatchway-policy-version"]
-    assert told["duration_ms"] >= told["ttft_ms"] > 0
+    assert told["duration_ms"] >= told["ttft_ms"] >= 0
 
 
 EXPECTED_FIELDS: dict[str, Any] = {
@@ -205,7 +206,12 @@ async def test_an_unknown_price_is_not_zero(script_upstream: StartUpstream, star
     response = await gateway.ask()
     assert "x-hatchway-cost-usd" not in response.headers
     row = (await gateway.settled(1))[0]
-    assert (row.price_status, row.cost_usd, row.prices, row.usage.total) == ("unpriced", None, None, USAGE["total_tokens"])
+    assert (row.price_status, row.cost_usd, row.prices, row.usage.total) == (
+        "unpriced",
+        None,
+        None,
+        USAGE["total_tokens"],
+    )
 
 
 async def test_tokens_and_attempts_are_counted_in_metrics(
@@ -230,7 +236,7 @@ async def test_nothing_is_sent_when_the_spool_is_closed(
     assert (response.status_code, response.json()["error"]["code"]) == (503, "ledger_unavailable")
     assert upstream.calls == []
     assert gateway.metric("hatchway_spool_errors_total") == 1
-    assert gateway.health.snapshot() == {}
+    assert gateway.health.snapshot(0.0) == {}
 
 
 async def test_a_row_that_the_disk_refuses_does_not_take_the_answer_away(
@@ -255,19 +261,15 @@ async def test_many_at_once_settle_once_each(script_upstream: StartUpstream, sta
     good = await script_upstream(good_stream())
     gateway = await start_gateway(endpoints(bad, good, select="weighted", weights={"a": 1, "b": 1}))
     client = gateway.client()
-    responses = await asyncio.gather(
-        *(client.post("/v1/chat/completions", json=chat(stream=True)) for _ in range(40))
-    )
+    responses = await asyncio.gather(*(client.post("/v1/chat/completions", json=chat(stream=True)) for _ in range(40)))
     assert {text_of(response.content) for response in responses} == {"hello"}
     attempts = len(bad.calls) + len(good.calls)
-    async with asyncio.timeout(20):
-        while len(gateway.records()) < attempts:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(gateway.records()) >= attempts)
     rows = gateway.records()
     assert len({row.event_id for row in rows}) == len(rows) == attempts
     assert len({row.request_id for row in rows}) == 40
     assert sum(row.status == "ok" for row in rows) == 40
-    assert all(state.in_flight == 0 for state in gateway.health.snapshot().values())
+    assert all(state.in_flight == 0 for state in gateway.health.snapshot(0.0).values())
 
 
 async def test_the_caller_is_the_keys(script_upstream: StartUpstream, start_gateway: StartGateway) -> None:

@@ -33,6 +33,7 @@ from tests.gateway_fixtures import (
     stream_then_cut,
     stream_then_hang,
     text_of,
+    until,
     words,
 )
 from tests.pipeline.conftest import StartGateway, StartUpstream
@@ -179,7 +180,10 @@ async def test_headers_say_who_served(script_upstream: StartUpstream, start_gate
         (stream_then_cut(ROLE, *words("hel")), "disconnected"),
         (stream_then_cut(ROLE, *words("hel"), words("half")[0][:40]), "disconnected"),
         (stream(ROLE, *words("hel")), "disconnected"),
-        (stream_apart(ROLE, *words("hel"), b'data: {"error": {"message": "sk-other", "code": 500}}\n\n'), "stream_error"),
+        (
+            stream_apart(ROLE, *words("hel"), b'data: {"error": {"message": "sk-other"}}\n\n'),
+            "stream_error",
+        ),
         (stream_apart(ROLE, *words("hel"), b'data: {"error": "overloaded"}\n\n', DONE), "stream_error"),
         (stream_apart(ROLE, *words("hel"), b'data: {"usage": {]}\n\n', DONE), "protocol_error"),
     ],
@@ -200,7 +204,7 @@ async def test_a_failure_after_content_ends_in_an_error_that_the_sdk_raises(
     rows = await gateway.settled(2)
     for row in rows:
         assert (row.endpoint, row.status, row.error_type) == ("a", "error", error_type)
-        assert row.usage_source == "estimated" and row.usage.output_tokens == 1 and row.cost_usd > 0
+        assert row.usage_source == "estimated" and row.usage.output_tokens == 1 and row.cost_usd
         assert row.ttft_ms is not None
     assert good.calls == []
 
@@ -275,8 +279,7 @@ async def test_a_client_that_leaves_cancels_the_upstream(
     async with asyncio.timeout(PATIENCE):
         if len(content) > 1:
             await reader.readuntil(content[-1])
-        while not upstreams[0].calls:
-            await asyncio.sleep(0.001)
+        await until(lambda: upstreams[0].calls)
         if leave == "reset":
             end = writer.get_extra_info("socket")
             end.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
@@ -289,8 +292,8 @@ async def test_a_client_that_leaves_cancels_the_upstream(
     assert other.calls == [] and len(upstreams[0].calls) == 1
     assert gateway.metric('hatchway_requests_total{status="499",surface="chat"}') == 1
     assert gateway.metric("hatchway_in_flight_requests") == 0
-    assert gateway.health.snapshot()["a"].in_flight == 0
-    assert gateway.health.snapshot()["a"].failures_in_a_row == 0  # not the endpoint's fault
+    assert gateway.health.snapshot(0.0)["a"].in_flight == 0
+    assert gateway.health.snapshot(0.0)["a"].failures_in_a_row == 0  # not the endpoint's fault
 
 
 async def test_a_client_that_leaves_before_a_whole_answer_cancels_the_upstream(
@@ -307,8 +310,7 @@ async def test_a_client_that_leaves_before_a_whole_answer_cancels_the_upstream(
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(post(b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'))
     async with asyncio.timeout(PATIENCE):
-        while not upstream.calls:
-            await asyncio.sleep(0.001)
+        await until(lambda: upstream.calls)
         writer.transport.abort()
         await closed.wait()
     row = (await gateway.settled(1))[0]
@@ -322,11 +324,9 @@ async def test_a_client_that_leaves_between_two_tries_ends_the_request(
     gateway = await start_gateway(endpoints(upstream, retry={"attempts": 10}))
     _, writer = await open_stream(gateway)
     async with asyncio.timeout(PATIENCE):
-        while len(gateway.records()) < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(gateway.records()) >= 2)
         writer.transport.abort()
-        while gateway.metric("hatchway_in_flight_requests"):
-            await asyncio.sleep(0.001)
+        await until(lambda: not gateway.metric("hatchway_in_flight_requests"))
     assert {row.status for row in gateway.records()} <= {"error", "cancelled"}
     assert 2 <= len(upstream.calls) < 10
     assert len(gateway.records("S")) == len(gateway.records())
