@@ -325,7 +325,7 @@ class Client(asyncio.Protocol):
             self.scanned = stamp.end()
             run.stamped += 1
             run.in_time += run.count_from <= now < run.stop_at
-            if self.asked >= run.count_from:
+            if now >= run.count_from:  # also of streams that began before: a target that fell behind must show it
                 run.transit.append(now - int(stamp[1]))
                 if self.seen == 0:
                     run.ttft.append(now - self.asked)

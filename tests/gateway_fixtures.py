@@ -371,6 +371,10 @@ class Gateway:
         await self.upstreams.close()
         self.spool.close()
 
+    def cancel_requests(self) -> None:
+        for task in list(self._server.server_state.tasks):
+            task.cancel()
+
     def client(self, key: str | None = KEY) -> httpx.AsyncClient:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         client = httpx.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=PATIENCE, verify=False)

@@ -23,6 +23,7 @@ from tests.gateway_fixtures import (
     USAGE,
     Call,
     Gateway,
+    Upstream,
     answer,
     chat,
     completion,
@@ -33,6 +34,7 @@ from tests.gateway_fixtures import (
     refuse,
     stream,
     stream_then_cut,
+    stream_then_hang,
     text_of,
     until,
     words,
@@ -293,3 +295,37 @@ async def test_an_upstream_is_sent_the_callers_bytes_and_its_own_key(
     assert call.target == "/v1/chat/completions"
     assert call.headers["authorization"] == "Bearer sk-upstream-secret-0123456789"
     assert not {"x-secret", "cookie", "x-api-key"} & call.headers.keys()
+
+
+@pytest.mark.parametrize("wants_stream", [False, True])
+async def test_a_last_part_that_cannot_be_sent_settles_nothing_again(
+    script_upstream: StartUpstream, start_gateway: StartGateway, wants_stream: bool
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("the server is broken")
+
+    gateway = await start_gateway(endpoints(await script_upstream(good_stream() if wants_stream else answer())))
+    gateway.before_last = fail
+    with pytest.raises(httpx.RemoteProtocolError):  # half an answer does not look whole
+        await gateway.ask(stream=wants_stream)
+    row = (await gateway.settled(1))[0]
+    assert (row.status, row.usage_source) == ("ok", "reported")
+    assert gateway.metric('hatchway_attempts_total{endpoint="a",status="ok"}') == 1
+
+
+async def test_a_request_that_the_server_cancels_is_settled(
+    script_upstream: StartUpstream, start_gateway: StartGateway
+) -> None:
+    """As at the end of a worker's patience with open streams."""
+    upstreams: list[Upstream] = []
+    upstreams.append(await script_upstream(stream_then_hang(upstreams, ROLE, *words("hello"))))
+    gateway = await start_gateway(endpoints(upstreams[0]))
+    asking = asyncio.create_task(gateway.ask(stream=True))
+    await until(lambda: gateway.metric("hatchway_in_flight_requests") and upstreams[0].calls)
+    gateway.cancel_requests()
+    with pytest.raises(httpx.HTTPError):
+        await asking
+    row = (await gateway.settled(1))[0]
+    assert row.status == "cancelled"
+    async with asyncio.timeout(20):
+        await upstreams[0].closed.wait()
