@@ -11,7 +11,7 @@ from random import Random
 
 import msgspec
 
-from gateway.accounting.prices import PriceBook, cost
+from gateway.accounting.prices import PriceBook
 from gateway.accounting.tokens import rough_tokens
 from gateway.adapters.base import Adapter
 from gateway.adapters.registry import build_adapter, declared_capabilities
@@ -90,7 +90,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         priced = self.prices.rates_for(endpoint, model, datetime.now(UTC), facts.input_tokens)
         if priced is None:
             return None
-        return cost(Usage(input_tokens=facts.input_tokens, output_tokens=facts.output_tokens), priced.rates)
+        return priced.cost(Usage(input_tokens=facts.input_tokens, output_tokens=facts.output_tokens))
 
 
 def may_use(caller: Caller, model: str) -> bool:

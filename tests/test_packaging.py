@@ -66,7 +66,8 @@ def test_installed_command_checks_the_shipped_configuration(install: Path, tmp_p
     script = install / "bin" / "hatchway"
     assert script.is_file()
     printed = python(install, tmp_path, str(script), "check")
-    assert f"{install / 'gateway' / 'policies'}/: 5 providers, 5 endpoints" in printed
+    assert printed.startswith(f"{install / 'gateway' / 'policies'}/: ")
+    assert "default.yaml" in printed, "it warns of the providers' keys, which are not set"
 
 
 def test_installed_package_finds_its_folders(install: Path, tmp_path: Path) -> None:

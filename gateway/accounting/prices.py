@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+from msgspec.structs import astuple
 
 from gateway.config.model import Endpoint
 from gateway.types import Rates, Usage
@@ -50,6 +51,15 @@ class PricedRates(NamedTuple):
     rates: Rates
     json: msgspec.Raw
     catalog_version: str
+    by_bucket: tuple[Decimal, ...]  # what each of `BUCKETS` costs, fallbacks filled in
+
+    @classmethod
+    def of(cls, rates: Rates, catalog_version: str) -> PricedRates:
+        return cls(rates, msgspec.Raw(msgspec.json.encode(rates)), catalog_version, _bucket_rates(rates))
+
+    def cost(self, usage: Usage) -> Decimal:
+        """As the function `cost`, without working out the fallbacks again."""
+        return _sum(usage, self.by_bucket, self.rates.request)
 
 
 class PriceBook:
@@ -61,7 +71,9 @@ class PriceBook:
 
     def __init__(self) -> None:
         self._catalogue: _Catalogue | None = None
-        self._from_yaml = lru_cache(maxsize=_CACHED_MODELS)(_from_yaml)
+        # By identity: hashing ten decimals costs more than all the rest of a request's pricing. Each entry keeps its
+        # own rates alive, so no other can get their address.
+        self._from_yaml: dict[int, PricedRates] = {}
         self._price_list = lru_cache(maxsize=_CACHED_MODELS)(self._look_up)
 
     def load(self) -> None:
@@ -77,12 +89,20 @@ class PriceBook:
         the request costs the tier's rate.
         """
         if endpoint.rates is not None:
-            return self._from_yaml(endpoint.rates)
+            return self._stated(endpoint.rates)
         provider = endpoint.provider
         if provider.adapter == LOCAL or len(upstream_model) > _MAX_MODEL_NAME:
             return None
         price_list = self._price_list(provider.base_url, provider.id, provider.adapter, upstream_model)
         return None if price_list is None else price_list.at(at, input_tokens)
+
+    def _stated(self, rates: Rates) -> PricedRates:
+        priced = self._from_yaml.get(id(rates))
+        if priced is None:
+            if len(self._from_yaml) >= _CACHED_MODELS:
+                self._from_yaml.clear()
+            priced = self._from_yaml[id(rates)] = PricedRates.of(rates, FROM_YAML)
+        return priced
 
     def _look_up(self, base_url: str | None, provider_id: str, adapter: str, model: str) -> _PriceList | None:
         self.load()
@@ -109,24 +129,32 @@ def cost(usage: Usage, rates: Rates) -> Decimal:
     audio and images in cost `input`; 1-hour cache writes the 5-minute rate; reasoning and audio out cost `output`.
     No multiplier is invented.
     """
-    cache_write_5m = rates.input if rates.cache_write_5m is None else rates.cache_write_5m
-    buckets = (
-        (usage.input_tokens, rates.input),
-        (usage.cache_read_tokens, rates.input if rates.cache_read is None else rates.cache_read),
-        (usage.cache_write_5m_tokens, cache_write_5m),
-        (usage.cache_write_1h_tokens, cache_write_5m if rates.cache_write_1h is None else rates.cache_write_1h),
-        (usage.input_audio_tokens, rates.input if rates.input_audio is None else rates.input_audio),
-        (usage.input_image_tokens, rates.input if rates.input_image is None else rates.input_image),
-        (usage.output_tokens, rates.output),
-        (usage.reasoning_tokens, rates.output if rates.reasoning is None else rates.reasoning),
-        (usage.output_audio_tokens, rates.output if rates.output_audio is None else rates.output_audio),
-    )
+    return _sum(usage, _bucket_rates(rates), rates.request)
+
+
+def _sum(usage: Usage, rates: tuple[Decimal, ...], request: Decimal | None) -> Decimal:
     total = Decimal(0)  # millionths of a USD
-    for tokens, rate in buckets:
+    for tokens, rate in zip(astuple(usage), rates, strict=True):
         if tokens:
             total = _EXACT.fma(tokens, rate, total)
     total = _EXACT.scaleb(total, -6)
-    return total if rates.request is None else _EXACT.add(total, rates.request)
+    return total if request is None else _EXACT.add(total, request)
+
+
+def _bucket_rates(rates: Rates) -> tuple[Decimal, ...]:
+    """The rate of each bucket, in the order of `BUCKETS`."""
+    cache_write_5m = rates.input if rates.cache_write_5m is None else rates.cache_write_5m
+    return (
+        rates.input,
+        rates.input if rates.cache_read is None else rates.cache_read,
+        cache_write_5m,
+        cache_write_5m if rates.cache_write_1h is None else rates.cache_write_1h,
+        rates.input if rates.input_audio is None else rates.input_audio,
+        rates.input if rates.input_image is None else rates.input_image,
+        rates.output,
+        rates.output if rates.reasoning is None else rates.reasoning,
+        rates.output if rates.output_audio is None else rates.output_audio,
+    )
 
 
 class _PriceList:
@@ -184,10 +212,6 @@ class _Catalogue:
         return find_provider_by_id(self._providers, provider_id) or find_provider_by_id(self._providers, adapter)
 
 
-def _from_yaml(rates: Rates) -> PricedRates:
-    return PricedRates(rates, msgspec.Raw(msgspec.json.encode(rates)), FROM_YAML)
-
-
 def _tiers(prices: ModelPrice, catalog_version: str) -> _Tiers:
     from genai_prices.types import TieredPrices
 
@@ -217,4 +241,4 @@ def _priced(values: dict[str, Decimal | None], per_thousand: object, catalog_ver
     output = values.pop("output")
     request = _EXACT.scaleb(per_thousand, -3) if isinstance(per_thousand, Decimal) else None
     rates = Rates(input=given, output=given if output is None else output, request=request, **values)
-    return PricedRates(rates, msgspec.Raw(msgspec.json.encode(rates)), catalog_version)
+    return PricedRates.of(rates, catalog_version)

@@ -29,8 +29,12 @@ _MAX_TEXT = 4 * 1024 * 1024
 
 # One pass over the bytes finds whether any event in them needs to be parsed. Inside a JSON string the quotes are
 # escaped, so text that a model writes cannot match.
-_SIGNAL = re.compile(rb'"usage"\s*:\s*\{|"error"\s*:\s*[^\snf]|"finish_reason"\s*:\s*"|\[DONE\]')
-_EVENT_END = re.compile(rb"\r?\n\r?\n")
+# Each pattern begins with a literal, which the engine looks for far faster than it tries alternatives.
+_SIGNALS = tuple(
+    re.compile(pattern).search
+    for pattern in (rb'usage"\s*:\s*\{', rb'finish_reason"\s*:\s*"', rb'error"\s*:\s*[^\snf]', rb"\[DONE\]")
+)
+_EVENT_END = re.compile(rb"\n\r?\n")
 
 
 class _TokenDetails(msgspec.Struct):
@@ -174,9 +178,7 @@ class OpenAIStreamReader:
         self._tail = data[end:]
         events = data[:end] if self._tail else data
         self._keep(events)  # first: what came before an error was written, too
-        if not self.has_content or _SIGNAL.search(events) is not None:
-            return self._read_events(events)
-        return events
+        return self._read_events(events)
 
     def finish(self) -> bytes:
         rest = b""
@@ -194,14 +196,28 @@ class OpenAIStreamReader:
         return "".join(self._text)
 
     def _read_events(self, events: bytes) -> bytes:
+        """What the client may see of whole events. Once there is content, only events with a signal are parsed."""
         shown: list[bytes] = []
         start = 0
-        for match in _EVENT_END.finditer(events):
-            event = events[start : match.end()]
-            start = match.end()
+        while start < len(events):
+            if self.has_content:
+                signal = _next_signal(events, start)
+                if signal is None:
+                    break
+                begin = max(events.rfind(b"\n\n", start, signal) + 2, events.rfind(b"\n\r\n", start, signal) + 3)
+                if begin > max(start, 2):
+                    shown.append(events[start:begin])
+                    start = begin
+            end = _EVENT_END.search(events, start)
+            if end is None:
+                break  # blank lines beyond an event's own
+            event = events[start : end.end()]
+            start = end.end()
             if self._read_event(event):
                 shown.append(event)
-        shown.append(events[start:])  # blank lines beyond an event's own
+        if not shown:
+            return events[start:] if start else events
+        shown.append(events[start:])
         return b"".join(shown)
 
     def _read_event(self, event: bytes) -> bool:
@@ -279,6 +295,12 @@ def read_usage(raw: msgspec.Raw) -> Usage | None:
         output_audio_tokens=audio_out,
     )
     return usage if all(0 <= count <= MAX_TOKENS for count in msgspec.structs.astuple(usage)) else None
+
+
+def _next_signal(events: bytes, start: int) -> int | None:
+    """Where the next thing stands that must be read: usage, a finish reason, an error or the end."""
+    found = [match.start() for search in _SIGNALS if (match := search(events, start)) is not None]
+    return min(found) if found else None
 
 
 def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:
