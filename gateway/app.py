@@ -44,9 +44,6 @@ LOOKUP_SECONDS = 2.0
 MAX_CONTROL_BODY = 8 * 1024 * 1024
 MAX_CONTROL_ANSWER = 64 * 1024 * 1024
 
-GC_THRESHOLDS = (20_000, 50, 100)
-"""A request leaves no cycles of its own; looking for them after every 700 objects costs more than it frees."""
-
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"host", b"content-length"}
 )
@@ -155,7 +152,6 @@ async def serve(settings: Settings, index: int, listener: socket.socket) -> None
     internal = bind_unix(worker_socket(settings.run_dir, index))
     gc.collect()
     gc.freeze()  # what is loaded now stays: the collector need not look at it again
-    gc.set_threshold(*GC_THRESHOLDS)
     try:
         async with asyncio.TaskGroup() as owned:
             tasks = [owned.create_task(worker.spool.run_sync()), owned.create_task(worker.watch())]

@@ -29,9 +29,13 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Reply(Protocol):
-    """The client's side of one request. `has_started`: the client has seen a status; nothing can be taken back."""
+    """The client's side of one request. `has_started`: the client has seen a status; nothing can be taken back.
+
+    `due`: loop time after which a client that does not read is given up.
+    """
 
     has_started: bool
+    due: float
 
     async def start(self, status: int, headers: Headers) -> None: ...
     async def send(self, body: bytes, *, is_last: bool) -> None: ...

@@ -26,6 +26,8 @@ from gateway.snapshot import Snapshot
 from gateway.types import Caller, Candidate, ChatRequest
 from gateway.upstream.client import UpstreamClient
 
+SLOW_CLIENT_SECONDS = 5.0
+"""How long after the policy's `total` a client may still take what it was sent."""
 RETRY_PAUSE = 0.1
 """Seconds before the same endpoint is tried again, times the tries so far."""
 
@@ -66,7 +68,9 @@ class Pipeline:
             policy_version=plan.policy_version,
             domain=facts.domain,
         )
-        return await self._follow(plan, context, snapshot, body, reply, total_at=now + plan.policy.timeouts.total)
+        total_at = now + plan.policy.timeouts.total
+        reply.due = total_at + SLOW_CLIENT_SECONDS
+        return await self._follow(plan, context, snapshot, body, reply, total_at=total_at)
 
     async def _follow(
         self, plan: Plan, context: Context, snapshot: Snapshot, body: bytes, reply: Reply, *, total_at: float

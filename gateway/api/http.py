@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any
@@ -60,6 +61,7 @@ class AsgiReply:
     def __init__(self, send: Send) -> None:
         self.has_started = False
         self.has_finished = False
+        self.due = math.inf  # loop time by which the client must have taken everything
         self._send = send
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -86,7 +88,7 @@ async def respond_error(send: Send, error: GatewayError) -> None:
 class CancelOnDisconnect:
     """Cancels the task it is entered in when the client goes away, and swallows that cancellation at its end.
 
-    A client that leaves once it has the whole answer cancels nothing.
+    A client that leaves once it has the whole answer cancels nothing; one that stops reading has until `reply.due`.
     """
 
     def __init__(self, receive: Receive, reply: AsgiReply) -> None:
@@ -95,7 +97,7 @@ class CancelOnDisconnect:
         self._reply = reply
         self._owner: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # for the watch, later for the due time
 
     def __enter__(self) -> CancelOnDisconnect:
         self._owner = asyncio.current_task()
@@ -114,11 +116,17 @@ class CancelOnDisconnect:
         return False
 
     def _start(self) -> None:
-        self._watch = asyncio.get_running_loop().create_task(self._wait())
+        loop = asyncio.get_running_loop()
+        self._watch = loop.create_task(self._wait())
+        if self._reply.due < math.inf:
+            self._timer = loop.call_at(self._reply.due, self._give_up)
 
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._give_up()
+
+    def _give_up(self) -> None:
         if self._owner is not None and not self._reply.has_finished:
             self.happened = True
             self._owner.cancel()
