@@ -51,15 +51,15 @@ class PricedRates(NamedTuple):
     rates: Rates
     json: msgspec.Raw
     catalog_version: str
-    by_bucket: tuple[Decimal, ...]  # what each of `BUCKETS` costs, fallbacks filled in
+    by_bucket: _BucketRates
 
     @classmethod
     def of(cls, rates: Rates, catalog_version: str) -> PricedRates:
-        return cls(rates, msgspec.Raw(msgspec.json.encode(rates)), catalog_version, _bucket_rates(rates))
+        return cls(rates, msgspec.Raw(msgspec.json.encode(rates)), catalog_version, _BucketRates.of(rates))
 
     def cost(self, usage: Usage) -> Decimal:
-        """As the function `cost`, without working out the fallbacks again."""
-        return _sum(usage, self.by_bucket, self.rates.request)
+        """USD for one attempt: as the function `cost`, without working out the rates again."""
+        return self.by_bucket.cost(usage)
 
 
 class PriceBook:
@@ -129,32 +129,45 @@ def cost(usage: Usage, rates: Rates) -> Decimal:
     audio and images in cost `input`; 1-hour cache writes the 5-minute rate; reasoning and audio out cost `output`.
     No multiplier is invented.
     """
-    return _sum(usage, _bucket_rates(rates), rates.request)
+    return _BucketRates.of(rates).cost(usage)
 
 
-def _sum(usage: Usage, rates: tuple[Decimal, ...], request: Decimal | None) -> Decimal:
-    total = Decimal(0)  # millionths of a USD
-    for tokens, rate in zip(astuple(usage), rates, strict=True):
-        if tokens:
-            total = _EXACT.fma(tokens, rate, total)
-    total = _EXACT.scaleb(total, -6)
-    return total if request is None else _EXACT.add(total, request)
+class _BucketRates(NamedTuple):
+    """The rate of each of `BUCKETS`, fallbacks filled in, and the price of a request, as whole numbers of one unit.
 
+    `exponent`: the unit is 10**exponent millionths of a USD. Whole numbers are exact, and far quicker to add up than
+    decimals.
+    """
 
-def _bucket_rates(rates: Rates) -> tuple[Decimal, ...]:
-    """The rate of each bucket, in the order of `BUCKETS`."""
-    cache_write_5m = rates.input if rates.cache_write_5m is None else rates.cache_write_5m
-    return (
-        rates.input,
-        rates.input if rates.cache_read is None else rates.cache_read,
-        cache_write_5m,
-        cache_write_5m if rates.cache_write_1h is None else rates.cache_write_1h,
-        rates.input if rates.input_audio is None else rates.input_audio,
-        rates.input if rates.input_image is None else rates.input_image,
-        rates.output,
-        rates.output if rates.reasoning is None else rates.reasoning,
-        rates.output if rates.output_audio is None else rates.output_audio,
-    )
+    rates: tuple[int, ...]
+    request: int
+    exponent: int
+
+    @classmethod
+    def of(cls, rates: Rates) -> _BucketRates:
+        cache_write_5m = rates.input if rates.cache_write_5m is None else rates.cache_write_5m
+        decimals = (
+            rates.input,
+            rates.input if rates.cache_read is None else rates.cache_read,
+            cache_write_5m,
+            cache_write_5m if rates.cache_write_1h is None else rates.cache_write_1h,
+            rates.input if rates.input_audio is None else rates.input_audio,
+            rates.input if rates.input_image is None else rates.input_image,
+            rates.output,
+            rates.output if rates.reasoning is None else rates.reasoning,
+            rates.output if rates.output_audio is None else rates.output_audio,
+            _EXACT.scaleb(rates.request or Decimal(0), 6),
+        )
+        exponent = min(0, *(int(rate.as_tuple().exponent) for rate in decimals))
+        whole = [int(_EXACT.scaleb(rate, -exponent)) for rate in decimals]
+        return cls(tuple(whole[:-1]), whole[-1], exponent)
+
+    def cost(self, usage: Usage) -> Decimal:
+        units = self.request
+        for tokens, rate in zip(astuple(usage), self.rates, strict=True):
+            if tokens:
+                units += tokens * rate
+        return _EXACT.scaleb(Decimal(units), self.exponent - 6)
 
 
 class _PriceList:

@@ -44,6 +44,9 @@ class _TokenDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
+_NO_DETAILS = _TokenDetails()
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
@@ -278,23 +281,27 @@ def read_usage(raw: msgspec.Raw) -> Usage | None:
         counts = _decode_usage(raw)
     except _NOT_JSON:
         return None
-    prompt = counts.prompt_tokens_details or _TokenDetails()
-    completion = counts.completion_tokens_details or _TokenDetails()
+    prompt = counts.prompt_tokens_details or _NO_DETAILS
+    completion = counts.completion_tokens_details or _NO_DETAILS
     cached = prompt.cached_tokens or counts.prompt_cache_hit_tokens or 0
     written = prompt.cache_write_tokens or 0
     audio_in = prompt.audio_tokens or 0
     reasoning = completion.reasoning_tokens or 0
     audio_out = completion.audio_tokens or 0
-    usage = Usage(
-        input_tokens=counts.prompt_tokens - cached - written - audio_in,
+    plain_in = counts.prompt_tokens - cached - written - audio_in
+    plain_out = counts.completion_tokens - reasoning - audio_out
+    parts = (plain_in, cached, written, audio_in, plain_out, reasoning, audio_out)
+    if min(parts) < 0 or max(parts) > MAX_TOKENS:
+        return None
+    return Usage(
+        input_tokens=plain_in,
         cache_read_tokens=cached,
         cache_write_5m_tokens=written,
         input_audio_tokens=audio_in,
-        output_tokens=counts.completion_tokens - reasoning - audio_out,
+        output_tokens=plain_out,
         reasoning_tokens=reasoning,
         output_audio_tokens=audio_out,
     )
-    return usage if all(0 <= count <= MAX_TOKENS for count in msgspec.structs.astuple(usage)) else None
 
 
 def _next_signal(events: bytes, start: int) -> int | None:
