@@ -20,6 +20,7 @@ from gateway.store.migrate import migrate
 
 app = typer.Typer(help="Virtual keys: who may call, and who pays.", no_args_is_help=True)
 
+KeyName = Annotated[str, typer.Argument(help="The key's id or its beginning, or the first 8 characters of its secret.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 
 
@@ -80,7 +81,9 @@ def show_list(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def revoke(key: Annotated[str, typer.Argument(help="The key's id, or the beginning of it or of its secret.")]) -> None:
+def revoke(
+    key: KeyName,
+) -> None:
     """End a key at once."""
     with opened_store() as engine:
         try:
@@ -93,7 +96,7 @@ def revoke(key: Annotated[str, typer.Argument(help="The key's id, or the beginni
 
 @app.command()
 def rotate(
-    key: Annotated[str, typer.Argument(help="The key's id, or the beginning of it or of its secret.")],
+    key: KeyName,
     as_json: AsJson = False,
 ) -> None:
     """Give a key a new secret; the old one stops working."""

@@ -27,8 +27,6 @@ from gateway.store.tables import usage_events
 from gateway.store.usage import GROUPS, UsageRow
 from gateway.types import BUCKETS
 
-pytest_plugins = ["tests.store.conftest"]  # the `database` of these tests, until a conftest above both has it
-
 Event = Callable[..., dict[str, Any]]
 NOW = datetime(2026, 3, 15, 10, 30, tzinfo=UTC)
 

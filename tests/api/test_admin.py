@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -23,11 +23,9 @@ from gateway.config.model import Configuration, Endpoint, Match, Policy, Provide
 from gateway.errors import StoreError
 from gateway.store.database import Database
 from gateway.store.keys import create_key, ensure_admin_key, find_active, hash_secret, revoke_key
-from gateway.store.migrate import migrate
 from gateway.store.tables import api_keys, usage_events
 from gateway.types import BUCKETS, EndpointHealth
 
-MIGRATIONS = Path(__file__).parents[2] / "migrations"
 ADMIN_KEY = "the-admin-key-of-these-tests"
 HOSTILE = '</script><img src=x onerror="alert(1)">'
 CALLS = [
@@ -42,10 +40,8 @@ CALLS = [
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Database.open(None, tmp_path_factory.mktemp("postgres")) as database:
-        migrate(database, MIGRATIONS)
-        yield database.engine
+def engine(database: Database) -> Engine:
+    return database.engine
 
 
 @pytest.fixture(autouse=True)
