@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gateway.adapters.local import engine_socket
 from gateway.config.compiler import compile_configuration
@@ -29,11 +30,11 @@ from gateway.errors import StoreError, UpstreamError
 from gateway.model_store import BUNDLED, ModelError, ModelStore, Progress
 from gateway.processes import BACKLOG, control_socket, worker_socket
 from gateway.publication import Publication
-from gateway.store.database import Database
-from gateway.store.keys import active_keys, ensure_admin_key
-from gateway.store.migrate import migrate
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.request import Deadlines, Origin, UpstreamRequest
+
+if TYPE_CHECKING:
+    from gateway.store.database import Database
 
 READY_SECONDS = 60.0
 ENGINE_READY_SECONDS = 300.0
@@ -217,6 +218,11 @@ class Supervisor:
         """Opens, migrates, publishes the keys. Returns the admin key when one had to be made."""
 
         def work() -> Secret | None:
+            # Imported here, while the engine is already starting: the database's libraries take half a second.
+            from gateway.store.database import Database
+            from gateway.store.keys import active_keys, ensure_admin_key
+            from gateway.store.migrate import migrate
+
             database = Database.open(self._settings.database_url, self._settings.database_dir)
             self._database = database
             migrate(database, shipped("migrations"))

@@ -123,7 +123,7 @@ def main() -> int:
     options = parser.parse_args()
     if (options.uds is None) == (options.port is None):
         parser.error("give either --uds or --port")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine %(name)s: %(message)s")
     try:
         config = EngineConfig(
             max_running=options.max_running,

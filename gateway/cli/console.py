@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any, NoReturn
 
-import httpx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -62,6 +61,8 @@ def ask_gateway(settings: Settings, method: str, path: str) -> Any | None:
     socket = control_socket(settings.run_dir)
     if not socket.exists():
         return None
+    import httpx  # only here: `up` should not wait for it
+
     try:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=CALL_SECONDS) as client:
             response = client.request(method, f"http://control{path}")

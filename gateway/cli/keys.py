@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from rich.table import Table
-from sqlalchemy import Engine
 
 from gateway.cli.console import fail, show, stderr, stdout
 from gateway.config.settings import load_settings, shipped
-from gateway.store.database import Database
-from gateway.store.keys import NewKey, create_key, list_keys, revoke_key, rotate_key
-from gateway.store.migrate import migrate
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from gateway.store.keys import NewKey
+
+# The database's libraries are imported by the commands that use them: the others start half a second sooner.
 
 app = typer.Typer(help="Virtual keys: who may call, and who pays.", no_args_is_help=True)
 
@@ -27,6 +30,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 @contextmanager
 def opened_store() -> Iterator[Engine]:
     """The ledger's database, migrated; the embedded one is started for the moment if no gateway runs."""
+    from gateway.store.database import Database
+    from gateway.store.migrate import migrate
+
     settings = load_settings()
     settings.prepare()
     with Database.open(settings.database_url, settings.database_dir) as database:
@@ -43,6 +49,8 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key. Its secret is shown once, on standard output."""
+    from gateway.store.keys import create_key
+
     globs = [glob.strip() for glob in models.split(",") if glob.strip()] if models is not None else []
     with opened_store() as engine:
         try:
@@ -55,6 +63,8 @@ def create(
 @app.command("list")
 def show_list(as_json: AsJson = False) -> None:
     """List all keys, revoked ones too; never a secret."""
+    from gateway.store.keys import list_keys
+
     with opened_store() as engine:
         rows = list_keys(engine)
     if as_json:
@@ -85,6 +95,8 @@ def revoke(
     key: KeyName,
 ) -> None:
     """End a key at once."""
+    from gateway.store.keys import revoke_key
+
     with opened_store() as engine:
         try:
             if not revoke_key(engine, key):
@@ -100,6 +112,8 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Give a key a new secret; the old one stops working."""
+    from gateway.store.keys import rotate_key
+
     with opened_store() as engine:
         try:
             made = rotate_key(engine, key)

@@ -22,7 +22,6 @@ from gateway.errors import GatewayError
 from gateway.publication import Publication
 from gateway.routing.explanation import describe_plan
 from gateway.snapshot import Snapshot
-from gateway.store.keys import hash_secret
 from gateway.types import Caller, ChatRequest, EndpointHealth, Message
 
 _OPERATOR = Caller(key_id="operator", team="operator", is_admin=True)
@@ -70,6 +69,8 @@ def explain(
 
 def _find_caller(settings: Settings, key: str) -> Caller:
     """The key's caller, from what the gateway published last."""
+    from gateway.store.keys import hash_secret
+
     try:
         records = Publication(settings.home).read_keys()
     except FileNotFoundError:
