@@ -1,6 +1,6 @@
 """Greedy decoding of the local engine against the reference tokens: identical or not, and how fast.
 
-    python bench/engine_greedy.py --model MODEL.gguf [--batch] [--threads N]
+    python -m bench.engine_greedy [--model MODEL.gguf] [--batch] [--threads N]
 
 Runs each reference prompt alone (with --batch also all at once), prints a table, and one JSON object as the last line.
 """
@@ -23,6 +23,8 @@ from local_engine.config import EngineConfig  # noqa: E402 - after the path and 
 from local_engine.engine import Engine  # noqa: E402
 from local_engine.request import Request  # noqa: E402
 
+HOME = Path(os.environ.get("HATCHWAY_HOME") or Path.home() / ".hatchway")
+BUNDLED = HOME / "models" / "smollm2-135m-instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 REFERENCE = ROOT / "tests" / "local_engine" / "greedy_reference.json"
 
 
@@ -44,7 +46,7 @@ def run(engine: Engine, rows: list[dict[str, Any]]) -> tuple[list[list[int]], fl
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=BUNDLED, help="default: the bundled model")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--batch", action="store_true", help="also all prompts at once")
     options = parser.parse_args()
