@@ -53,7 +53,7 @@ def test_first_question_is_answered_and_priced(reader: Reader) -> None:
     (line,) = [line for line in lines if line["endpoint"] == "local"]
     assert line["input_tokens"] >= 37
     assert line["output_tokens"] >= 8
-    rates = Decimal("0.10") * line["input_tokens"] + Decimal("0.60") * line["output_tokens"]
+    rates = Decimal("0.10") * line["input_tokens"] + Decimal("0.90") * line["output_tokens"]
     assert Decimal(line["cost_usd"]) == rates / 10**6
 
 
