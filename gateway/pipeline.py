@@ -31,7 +31,29 @@ SLOW_CLIENT_SECONDS = 5.0
 RETRY_PAUSE = 0.1
 """Seconds before the same endpoint is tried again, times the tries so far."""
 
-Failures = list[tuple[str, UpstreamError]]
+Failures = list[tuple[Endpoint, UpstreamError]]
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """One request under way: what was decided, and both sides of it. `total_at`: loop time at which it must be over."""
+
+    plan: Plan
+    context: Context
+    snapshot: Snapshot
+    body: bytes
+    reply: Reply
+    total_at: float
+
+    def headers(self, endpoint: Endpoint, attempt: int) -> Headers:
+        """The gateway's own response headers."""
+        context = self.context
+        return [
+            (b"x-hatchway-request-id", context.request_id.encode()),
+            (b"x-hatchway-endpoint", endpoint.id.encode()),
+            (b"x-hatchway-route", context.route.encode()),
+            (b"x-hatchway-policy-version", context.policy_version.encode()),
+            (b"x-hatchway-attempts", b"%d" % attempt),
+        ]
 
 
 class Pipeline:
@@ -70,28 +92,28 @@ class Pipeline:
         )
         total_at = now + plan.policy.timeouts.total
         reply.due = total_at + SLOW_CLIENT_SECONDS
-        return await self._follow(plan, context, snapshot, body, reply, total_at=total_at)
+        return await self._follow(Exchange(plan, context, snapshot, body, reply, total_at))
 
-    async def _follow(
-        self, plan: Plan, context: Context, snapshot: Snapshot, body: bytes, reply: Reply, *, total_at: float
-    ) -> int:
+    async def _follow(self, exchange: Exchange) -> int:
         """Makes attempts in the plan's order until one has served the client or nothing is left to try."""
-        endpoints = snapshot.configuration.endpoints
+        endpoints = exchange.snapshot.configuration.endpoints
         failures: Failures = []
-        waiting = list(plan.candidates)
+        waiting = list(exchange.plan.candidates)
         tries_here = 0
         while waiting:
             endpoint = endpoints[waiting[0].endpoint]
             tries_here += 1
-            headers = _headers(context, endpoint, attempt=len(failures) + 1)
             try:
-                await self._attempt(endpoint, plan, context, snapshot, body, reply, headers, total_at)
+                await self._attempt(exchange, endpoint, number=len(failures) + 1)
                 return 200
             except UpstreamError as failed:
                 error = failed
-            failures.append((endpoint.id, error))
+            failures.append((endpoint, error))
             step = next_step(
-                error, tries_here=tries_here, attempts=plan.policy.attempts, client_has_content=reply.has_started
+                error,
+                tries_here=tries_here,
+                attempts=exchange.plan.policy.attempts,
+                client_has_content=exchange.reply.has_started,
             )
             if step == "retry":
                 await asyncio.sleep(RETRY_PAUSE * tries_here)
@@ -100,21 +122,12 @@ class Pipeline:
                 break
             waiting = _remaining(waiting, endpoints, only_larger=step == "larger_window")
             tries_here = 0
-        return await _report(failures, endpoints, reply, headers)
+        return await _report(exchange, failures)
 
-    async def _attempt(
-        self,
-        endpoint: Endpoint,
-        plan: Plan,
-        context: Context,
-        snapshot: Snapshot,
-        body: bytes,
-        reply: Reply,
-        headers: Headers,
-        total_at: float,
-    ) -> None:
+    async def _attempt(self, exchange: Exchange, endpoint: Endpoint, *, number: int) -> None:
+        context, snapshot = exchange.context, exchange.snapshot
         try:
-            entry = self._books.open(context, int(headers[-1][1]), endpoint, snapshot.prices)
+            entry = self._books.open(context, number, endpoint, snapshot.prices)
         except SpoolError as error:
             self._books.metrics.spool_error()
             message = "the usage ledger cannot be written, so nothing is sent on"
@@ -125,14 +138,14 @@ class Pipeline:
             adapter=snapshot.adapters[endpoint.id],
             entry=entry,
             client=self._client,
-            reply=reply,
-            headers=headers,
-            timeouts=plan.policy.timeouts,
-            total_at=total_at,
+            reply=exchange.reply,
+            headers=exchange.headers(endpoint, number),
+            timeouts=exchange.plan.policy.timeouts,
+            total_at=exchange.total_at,
         )
         self.health.start(endpoint.id)
         try:
-            await attempt.run(body)
+            await attempt.run(exchange.body)
         except UpstreamError as error:
             if counts_against(error, caller_named_model=endpoint.model == AS_ASKED):
                 now = asyncio.get_running_loop().time()
@@ -151,16 +164,6 @@ def error_body(error: GatewayError) -> bytes:
     return msgspec.json.encode({"error": fields})
 
 
-def _headers(context: Context, endpoint: Endpoint, *, attempt: int) -> Headers:
-    return [
-        (b"x-hatchway-request-id", context.request_id.encode()),
-        (b"x-hatchway-endpoint", endpoint.id.encode()),
-        (b"x-hatchway-route", context.route.encode()),
-        (b"x-hatchway-policy-version", context.policy_version.encode()),
-        (b"x-hatchway-attempts", b"%d" % attempt),
-    ]
-
-
 def _remaining(
     waiting: Sequence[Candidate], endpoints: Mapping[str, Endpoint], *, only_larger: bool
 ) -> list[Candidate]:
@@ -170,19 +173,21 @@ def _remaining(
     ]
 
 
-async def _report(failures: Failures, endpoints: Mapping[str, Endpoint], reply: Reply, headers: Headers) -> int:
+async def _report(exchange: Exchange, failures: Failures) -> int:
     """Tells the client: in the upstream's words where it was the caller's mistake, in ours otherwise.
 
     After content has been seen the stream ends in an error event, which SDKs raise, and never in a normal end.
     """
-    endpoint_id, last = failures[-1]
+    reply = exchange.reply
+    endpoint, last = failures[-1]
+    headers = exchange.headers(endpoint, len(failures))
     if not reply.has_started and isinstance(last, UpstreamStatus) and _is_callers_mistake(last, failures):
-        content = _scrub(last.body, endpoints[endpoint_id])
+        content = _scrub(last.body, endpoint)
         length = (b"content-length", b"%d" % len(content))
         await reply.start(last.status, [(b"content-type", b"application/json"), length, *headers])
         await reply.send(content, is_last=True)
         return last.status
-    failure = explain_failures(failures, now_epoch=time())
+    failure = explain_failures([(endpoint.id, error) for endpoint, error in failures], now_epoch=time())
     if not reply.has_started:
         failure.headers = (*failure.headers, *headers)
         raise failure
