@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,11 +18,10 @@ import psycopg
 
 from gateway.errors import StoreError
 from gateway.ledger import segment as segments
-from gateway.ledger.batch import Connection, insert
+from gateway.ledger.batch import Connection, Row, csv_line, insert
 from gateway.ledger.record import HEADER, MAX_LINE, BadRecord, read_event, read_event_id, read_line
 from gateway.ledger.rejects import Reject, reject, write_rejects
 from gateway.ledger.segment import Segment
-from gateway.types import UsageEvent
 
 LOCK_FILE = "shipper.lock"
 BATCH_ROWS = 2000
@@ -62,24 +62,14 @@ class _Progress:
         return next(iter(self.unsettled.values()), self.read)
 
 
-class _Row(NamedTuple):
-    event: UsageEvent
-    path: Path
-    offset: int
-    line: bytes
-
-
 @dataclass
 class _Round:
     """What has been read and not yet written."""
 
-    rows: list[_Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     size: int = 0  # bytes of both
-    done: Shipped = field(default_factory=Shipped)
-
-    def count(self, **more: int) -> None:
-        self.done = self.done._replace(**{name: getattr(self.done, name) + n for name, n in more.items()})
+    done: Counter[str] = field(default_factory=Counter)  # by field of `Shipped`
 
     def add_reject(self, path: Path, offset: int, reason: str, line: bytes) -> None:
         self.rejects.append(reject(path, offset, reason, line))
@@ -175,7 +165,7 @@ class Shipper:
         self._flush(current)
         for process, own in listed.items():
             self._delete_shipped(own if process in dead else own[:-1])
-        return current.done._replace(pending_bytes=self.pending_bytes)
+        return Shipped(**current.done, pending_bytes=self.pending_bytes)
 
     def _dead_processes(self) -> set[str]:
         """Workers that write no more. A living one always holds its newest segment, so one that can be locked and is
@@ -209,7 +199,7 @@ class Shipper:
                     break  # being written
                 self._take(current, progress, line, is_last=is_final and progress.read + len(line) >= end)
                 progress.read += len(line)
-                current.count(bytes=len(line))
+                current.done["bytes"] += len(line)
                 self._flush_if_full(current)
 
     def _read_header(self, progress: _Progress, file: BinaryIO) -> bool:
@@ -236,16 +226,16 @@ class Shipper:
             event = read_event(json)
         except BadRecord as error:
             if is_last:
-                current.count(torn=1)
+                current.done["torn"] += 1
                 current.add_reject(path, offset, f"torn tail: {error}", line)
             else:
-                current.count(rejected=1)
+                current.done["rejected"] += 1
                 current.add_reject(path, offset, str(error), line)
             return
         origin = self._origins.pop(event.event_id, None)
         if origin is not None:
             origin.unsettled.pop(event.event_id, None)
-        current.rows.append(_Row(event, path, offset, line))
+        current.rows.append(Row(csv_line(event), line, path, offset))
         current.size += len(line)
 
     def _read_lost(self, current: _Round, own: list[Segment]) -> None:
@@ -261,10 +251,11 @@ class Shipper:
                     del progress.unsettled[event_id]
                     self._origins.pop(event_id, None)
                     try:
-                        current.rows.append(_Row(read_event(read_line(line).json), segment.path, offset, line))
-                        current.count(lost=1)
+                        event = read_event(read_line(line).json)
+                        current.rows.append(Row(csv_line(event), line, segment.path, offset))
+                        current.done["lost"] += 1
                     except BadRecord as error:
-                        current.count(rejected=1)
+                        current.done["rejected"] += 1
                         current.add_reject(segment.path, offset, str(error), line)
                     current.size += len(line)
                     self._flush_if_full(current)
@@ -278,14 +269,14 @@ class Shipper:
         if current.rows:
             if self._connection is None:
                 self._connection = self._connect()
-            inserted = insert(self._connection, [row.event for row in current.rows])
-            current.count(rows=inserted.rows)
+            inserted = insert(self._connection, current.rows)
+            current.done["rows"] += inserted.rows
             for refused in inserted.refused:
                 row = current.rows[refused.position]
                 current.rejects.append(
                     reject(row.path, row.offset, refused.reason, row.line, is_mended=refused.is_mended)
                 )
-                current.count(**{"mended" if refused.is_mended else "rejected": 1})
+                current.done["mended" if refused.is_mended else "rejected"] += 1
         write_rejects(self._directory, current.rejects)
         if current.rejects:
             first = current.rejects[0]

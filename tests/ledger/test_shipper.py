@@ -450,6 +450,73 @@ def test_a_valid_record_that_is_no_event_is_rejected(
     assert rejects(tmp_path)[0]["reason"].startswith("not a usage event")
 
 
+# Everything that one of the formats on the way (JSON, CSV, COPY) gives a meaning.
+AWKWARD = [
+    "".join(map(chr, range(1, 32))) + "\x7f\u2028",
+    "\\",
+    '\\"',
+    '"',
+    "\\n",
+    "\\\n",
+    "\\u000a",
+    "\\.",
+    "a\n\\.\nb",
+    "\\N",
+    "null",
+    "",
+    " ,\t,",
+    "\r\n",
+]
+
+
+@pytest.mark.parametrize("is_shipped_before", [False, True])
+def test_awkward_texts_arrive_as_they_are(
+    table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent, is_shipped_before: bool
+) -> None:
+    """`is_shipped_before`: one row is in the table, so the batch takes the way around it."""
+    events = {}
+    for text in AWKWARD:
+        raw = msgspec.Raw(json.dumps({text: [text]}, indent="\t").replace("\n", "\r\n").encode())
+        event = settled(new_event(), model=text, project=text, tags={text: text}, raw_usage=raw, prices=raw)
+        events[event.event_id] = event
+    if is_shipped_before:
+        spool.settle(event)
+        assert shipper.ship_once().rows == 1
+    for event in events.values():
+        spool.settle(event)
+    shipped = shipper.ship_once()
+    assert (shipped.rows, shipped.mended, shipped.rejected) == (len(events) - is_shipped_before, 0, 0)
+    assert {key: shown(row) for key, row in rows(table).items()} == {key: as_row(e) for key, e in events.items()}
+
+
+def test_rows_shipped_before_keep_back_no_new_ones(
+    tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent
+) -> None:
+    first, second, third = (settled(new_event()) for _ in range(3))
+    spool.settle(first)
+    assert shipper.ship_once().rows == 1
+    for event in (second, settled(first, model="another"), third, second):
+        spool.settle(event)
+    shipped = shipper.ship_once()
+    assert (shipped.rows, shipped.rejected, shipped.mended, shipped.pending_bytes) == (2, 0, 0, 0)
+    stored = {key: shown(row) for key, row in rows(table).items()}
+    assert stored == {event.event_id: as_row(event) for event in (first, second, third)}
+    assert rejects(tmp_path) == []
+
+
+@pytest.mark.parametrize("event_id", ['a"b', "a\\", 'a\\"b', ""])
+def test_an_attempt_is_known_by_any_id(
+    tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent, event_id: str
+) -> None:
+    event = new_event(event_id=event_id)
+    spool.begin(event)
+    spool.settle(settled(event))
+    spool.close()
+    shipped = shipper.ship_once()
+    assert (shipped.rejected, shipped.lost) == (1, 0)  # no UUID, and not waiting for its end
+    assert segment_files(tmp_path) == []
+
+
 POISON = {
     "a count beyond bigint": {"usage": Usage(input_tokens=2**63)},
     "a negative count": {"usage": Usage(output_tokens=-1)},
