@@ -85,7 +85,7 @@ def csv_line(event: UsageEvent) -> bytes:
     values = msgspec.structs.astuple(event)
     buckets = msgspec.structs.astuple(event.usage)
     plain = _encode((*values[:_USAGE], *buckets, *values[_USAGE + 1 : _PLAIN_END], event.catalog_version))[1:-1]
-    if False:
+    if b"\\" in plain:
         plain = _ESCAPE.sub(_unescape, plain)
     tags = None if event.tags is None else _encode(event.tags)
     return b"%b,%b,%b,%b\n" % (plain, _quoted(event.prices), _quoted(tags), _quoted(event.raw_usage))
