@@ -59,9 +59,19 @@ class Snapshot(msgspec.Struct, frozen=True):
         return read_facts(request, caller, input_tokens=rough_tokens(body_bytes), domain=domain, headers=headers)
 
     def plan(
-        self, facts: Facts, caller: Caller, *, health: Mapping[str, EndpointHealth], now: float, rng: Random
+        self,
+        facts: Facts,
+        caller: Caller,
+        *,
+        health: Mapping[str, EndpointHealth],
+        now: float,
+        rng: Random,
+        with_costs: bool = False,
     ) -> Plan:
-        """The plan, which may have no candidate. Raises PermissionDenied for the key, NotFound for the model."""
+        """The plan, which may have no candidate. Raises PermissionDenied for the key, NotFound for the model.
+
+        `with_costs`: work out expected costs also where the policy decides without them, for whoever reads the plan.
+        """
         if not may_use(caller, facts.model):
             raise PermissionDenied(
                 f"this key may not use the model `{facts.model}`", code="model_not_allowed", param="model"
@@ -80,7 +90,7 @@ class Snapshot(msgspec.Struct, frozen=True):
             facts,
             health=health,
             capabilities=self.capabilities,
-            quote=self._quote,
+            quote=self._quote if with_costs or self.configuration.policies[route.policy].needs_costs else _no_quote,
             now=now,
             rng=rng,
         )
@@ -91,6 +101,10 @@ class Snapshot(msgspec.Struct, frozen=True):
         if priced is None:
             return None
         return priced.cost(Usage(input_tokens=facts.input_tokens, output_tokens=facts.output_tokens))
+
+
+def _no_quote(endpoint: Endpoint, facts: Facts) -> Decimal | None:
+    return None
 
 
 def may_use(caller: Caller, model: str) -> bool:

@@ -115,12 +115,13 @@ class OpenAIAdapter:
         capabilities: frozenset[Capability] = ALL_CAPABILITIES,
     ) -> None:
         self.capabilities = capabilities
-        self._origin = origin
-        self._target = f"{path}/chat/completions".encode("ascii")
         self._upstream_model = upstream_model
         common = [("content-type", "application/json"), ("accept-encoding", "identity"), *headers]
-        self._whole_headers = header_block([*common, ("accept", "application/json")])
-        self._stream_headers = header_block([*common, ("accept", "text/event-stream")])
+        target = f"{path}/chat/completions".encode("ascii")
+        self._whole, self._stream = (
+            UpstreamRequest(origin, b"POST", target, header_block([*common, ("accept", accepted)]))
+            for accepted in ("application/json", "text/event-stream")
+        )
 
     def encode(self, request: ChatRequest, body: bytes) -> UpstreamRequest:
         """Rewrites `model` and asks for usage; everything else stays as the client wrote it, unknown fields too."""
@@ -133,8 +134,7 @@ class OpenAIAdapter:
             if not asks_usage:
                 fields["stream_options"] = _with_usage(fields.get("stream_options"))
             body = msgspec.json.encode(fields)
-        headers = self._stream_headers if request.wants_stream else self._whole_headers
-        return UpstreamRequest(self._origin, b"POST", self._target, headers, body)
+        return (self._stream if request.wants_stream else self._whole).with_body(body)
 
     def read_answer(self, body: bytes) -> Answer:
         try:

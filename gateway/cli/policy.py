@@ -57,7 +57,7 @@ def explain(
     health = _read_health(settings)
     try:
         # The loop's clock counts from the start of the machine on Linux: `now` fits what the workers recorded.
-        plan = snapshot.plan(facts, caller, health=health, now=monotonic(), rng=Random(0))
+        plan = snapshot.plan(facts, caller, health=health, now=monotonic(), rng=Random(0), with_costs=True)
     except GatewayError as error:
         fail(error.message)
     described = describe_plan(plan, facts, configuration.endpoints)

@@ -107,6 +107,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: Timeouts = Timeouts()
     attempts: int = 1  # tries at one endpoint before the next one
 
+    @property
+    def needs_costs(self) -> bool:
+        """Whether the choice depends on what a request is expected to cost."""
+        return self.select in ("cost", "balanced") or self.limits.max_cost_usd is not None
+
 
 class Domain(msgspec.Struct, frozen=True, kw_only=True):
     id: str

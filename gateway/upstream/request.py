@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from copy import copy
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -83,6 +84,12 @@ class UpstreamRequest(msgspec.Struct, repr_omit_defaults=True):
         block = self.headers
         if block and (block[-2:] != b"\r\n" or block[:2] == b"\r\n" or b"\r\n\r\n" in block):
             raise ValueError("header block is not a sequence of lines\nhint: build it with `header_block`")
+
+    def with_body(self, body: bytes) -> UpstreamRequest:
+        """The same request with another body; what was checked is not checked again."""
+        request = copy(self)
+        request.body = body
+        return request
 
     def __repr__(self) -> str:
         return f"UpstreamRequest({self.method!r} {self.origin}, {len(self.body)} bytes)"  # headers hold credentials
