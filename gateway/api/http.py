@@ -16,8 +16,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-WATCH_AFTER = 0.02
-"""Seconds a request runs before its connection is watched: most answers of fast upstreams never need the task."""
+WATCH_AFTER = 0.1
+"""Seconds a request runs before its connection is watched: answers of fast upstreams never need the task."""
 
 
 class ClientDisconnected(Exception):
@@ -105,13 +105,17 @@ class CancelOnDisconnect:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
-        if self.happened and self._owner is not None:
+        # Everything is let go of: a cancelled task holds its exception, that its frames, and those this object. Such
+        # rings wait for the garbage collector, whose pauses all streams would feel.
+        timer, watch, owner = self._timer, self._watch, self._owner
+        self._timer = self._watch = self._owner = None
+        if timer is not None:
+            timer.cancel()
+        if watch is not None:
+            watch.cancel()
+        if self.happened and owner is not None:
             # The cancellation was ours; whether it arrived as an exception or came too late, it ends here.
-            still_requested = self._owner.uncancel()
+            still_requested = owner.uncancel()
             return kind is asyncio.CancelledError and still_requested == 0
         return False
 

@@ -116,7 +116,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     max_header_bytes: int = 65_536
     max_headers: int = 256
-    max_idle: int = 64
+    max_idle: int = 512
     max_connections: int | None = None
     idle_seconds: float = 30.0
     read_high_water: int = 262_144
