@@ -21,7 +21,7 @@ from gateway.accounting.entry import Books
 from gateway.accounting.prices import PriceBook
 from gateway.api.application import Application
 from gateway.api.auth import KeyRing
-from gateway.api.http import Receive, Scope, Send, read_body, respond_error
+from gateway.api.http import ClientDisconnected, Receive, Scope, Send, read_body, respond_error
 from gateway.config.compiler import compile_configuration
 from gateway.config.settings import Settings, environment_variables, load_settings
 from gateway.errors import ConfigError, GatewayError, Unavailable, UpstreamError
@@ -44,8 +44,19 @@ LOOKUP_SECONDS = 2.0
 MAX_CONTROL_BODY = 8 * 1024 * 1024
 MAX_CONTROL_ANSWER = 64 * 1024 * 1024
 
+# What each side of a hop makes for itself; the server adds `date` to every answer.
 _HOP_BY_HOP = frozenset(
-    {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"host", b"content-length"}
+    {
+        b"connection",
+        b"keep-alive",
+        b"transfer-encoding",
+        b"upgrade",
+        b"te",
+        b"trailer",
+        b"host",
+        b"content-length",
+        b"date",
+    }
 )
 
 _log = logging.getLogger(__name__)
@@ -80,6 +91,8 @@ class ControlPlane:
                 raise Unavailable(
                     "the control plane is not available; applications are served", code="control_plane"
                 ) from None
+        except ClientDisconnected:
+            return
         except GatewayError as error:
             await respond_error(send, error)
             return

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from gateway.accounting.entry import NOTHING, UNKNOWN, Charge, Entry
 from gateway.adapters.base import Adapter, StreamReader
-from gateway.config.model import Endpoint, Timeouts
+from gateway.config.model import Timeouts
 from gateway.errors import ConnectFailed, UpstreamError, UpstreamProtocolError, UpstreamStatus
 from gateway.types import ChatRequest, Status
 from gateway.upstream.client import ReadDeadline, UpstreamClient
@@ -48,7 +48,6 @@ class Attempt:
         self,
         *,
         request: ChatRequest,
-        endpoint: Endpoint,
         adapter: Adapter,
         entry: Entry,
         client: UpstreamClient,
@@ -59,7 +58,6 @@ class Attempt:
     ) -> None:
         self.ttft: float | None = None
         self._request = request
-        self._endpoint = endpoint
         self._adapter = adapter
         self._entry = entry
         self._client = client

@@ -122,7 +122,7 @@ class ControlPlane:
 
     async def run_configuration_watch(self) -> None:
         """Validates a changed configuration and publishes it; a bad one is reported, the old one stays in force."""
-        seen = fingerprint(self.settings.config_path)
+        seen = None  # so that what changed while no control plane ran is taken up first
         while True:
             await asyncio.sleep(WATCH_EVERY)
             now = fingerprint(self.settings.config_path)

@@ -134,7 +134,6 @@ class Pipeline:
             raise Unavailable(message, code="ledger_unavailable") from error
         attempt = Attempt(
             request=context.request,
-            endpoint=endpoint,
             adapter=snapshot.adapters[endpoint.id],
             entry=entry,
             client=self._client,
