@@ -14,7 +14,32 @@ import msgspec
 Status = Literal["ok", "error", "cancelled", "timeout", "shed"]
 UsageSource = Literal["reported", "estimated", "none"]
 PriceStatus = Literal["priced", "unpriced"]
-Capability = Literal["stream", "tools", "json_schema", "vision", "audio", "files", "logprobs", "n"]
+Capability = Literal[
+    "stream",
+    "tools",
+    "parallel_tools",  # may be switched on or off
+    "tool_choice",  # a tool can be demanded
+    "json_schema",
+    "vision",
+    "audio",
+    "files",
+    "reasoning",  # effort or thinking can be asked for
+    "cache_marks",
+    "service_tier",
+    "seed",
+    "logprobs",
+    "n",
+    "embeddings",
+]
+"""What an endpoint can do."""
+
+Surface = Literal["chat", "responses", "completions", "embeddings", "messages", "count_tokens"]
+"""What an application may call: `/v1/chat/completions`, `/v1/responses`, ..."""
+WireName = Literal[
+    "chat", "responses", "completions", "embeddings", "messages", "gemini", "converse", "cohere", "ollama"
+]
+"""The wire formats. `chat` is OpenAI's chat completions, `messages` Anthropic's, `converse` Bedrock's, `embeddings`
+OpenAI's; `gemini`, `cohere` and `ollama` have their embeddings with them."""
 
 
 class Caller(msgspec.Struct, frozen=True):
