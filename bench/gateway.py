@@ -257,7 +257,7 @@ def measure(scenario: Scenario, target: Target, seconds: int, folder: Path) -> d
     """One round's figures of one target."""
     before, before_all = cpu_seconds(target.serving), cpu_seconds(target.roots)
     outcome = scenario.run(target, seconds, folder)
-    if target.name == "hatchway":
+    if target.name in ("hatchway", "translated"):
         settle(target)
     target.count(outcome)
     figures = outcome.figures
@@ -408,6 +408,9 @@ def run(arguments: argparse.Namespace, scenarios: list[Scenario], folder: Path, 
         gateway, key = owned.enter_context(hatchway(folder, upstream, cpus[0]))
         ours = Target("hatchway", load.Place(gateway.port, path, key), [worker_of(gateway)], roots_of(gateway))
         targets.append(ours)
+        # The same for a client that speaks another protocol: each event is decoded and written anew.
+        other = load.Place(gateway.port, "/v1/messages", key)
+        translated = Target("translated", other, ours.serving, ours.roots)
         for target in targets:
             for kind in sorted({scenario.kind for scenario in scenarios}):
                 check(target, kind)
@@ -415,17 +418,20 @@ def run(arguments: argparse.Namespace, scenarios: list[Scenario], folder: Path, 
                     target.count(load.run_own(target.place, kind, 32, 0.3))  # warms up, and notes request ids
         for number in range(arguments.rounds):
             for scenario in scenarios:
-                for target in targets if number % 2 == 0 else targets[::-1]:
+                turns = [*targets, *([translated] if scenario.kind == "paced" else [])]
+                for target in turns if number % 2 == 0 else turns[::-1]:
                     figures = measure(scenario, target, arguments.seconds, folder)
                     raw[scenario.name, target.name].append(figures)
                     text = " ".join(f"{name}={shown(value)}" for name, value in figures.items())
                     print(f"round {number + 1} {scenario.name:8} {target.name:9} {text}", file=sys.stderr, flush=True)
         if arguments.profile:
             profile(UNPACED[1], ours, max(5, arguments.seconds), folder)
+        ours.count(load.Outcome({}, translated.answered, translated.cut, translated.request_ids))
         ledger = check_ledger(gateway, ours)
     tables = {}
     for scenario in scenarios:
-        rows = {target.name: medians(raw[scenario.name, target.name]) for target in targets}
+        names = [*(target.name for target in targets), "translated"]
+        rows = {name: medians(raw[scenario.name, name]) for name in names if raw[scenario.name, name]}
         add_ratios(rows, "chunks_per_s" if scenario.kind == "paced" else "per_s")
         show(scenario, rows)
         tables[scenario.name] = rows

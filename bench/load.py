@@ -243,11 +243,18 @@ class BareUpstreamSide(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a target listens. `path` ends in `/chat/completions`."""
+    """Where a target listens. `path` ends in `/chat/completions`, or in `/messages` for a client of that protocol."""
 
     port: int
     path: str
     key: str | None
+
+    @property
+    def endings(self) -> tuple[bytes, bytes]:
+        """What a whole stream has: its usage, once, and its last event."""
+        if self.path.endswith("/messages"):
+            return b'"output_tokens":%d' % COMPLETION_TOKENS, b"event: message_stop"
+        return b'"total_tokens":73', b"[DONE]"
 
     def request(self, body: bytes) -> bytes:
         head = [f"POST {self.path} HTTP/1.1", f"host: 127.0.0.1:{self.port}", "content-type: application/json"]
@@ -272,6 +279,7 @@ class Run:
 
     request: bytes
     stop_at: int
+    endings: tuple[bytes, bytes] = (b'"total_tokens":73', b"[DONE]")
     count_from: int = 0
     chunks: int = 0  # a paced stream has as many, stamped
     is_stream: bool = False
@@ -334,9 +342,9 @@ class Client(asyncio.Protocol):
     def finish(self, now: int) -> None:
         run = self.run
         self.is_busy = False
-        is_good = self.buffer.startswith(b"HTTP/1.1 200") and self.buffer.count(b'"total_tokens":73') == 1
+        is_good = self.buffer.startswith(b"HTTP/1.1 200") and self.buffer.count(run.endings[0]) == 1
         if run.is_stream:
-            is_good = is_good and b"[DONE]" in self.buffer and self.seen == run.chunks
+            is_good = is_good and run.endings[1] in self.buffer and self.seen == run.chunks
         if is_good:
             run.answered += 1
             run.durations.append(now - self.asked)
@@ -417,7 +425,7 @@ def run_paced(place: Place, streams: int, tick_ms: int, seconds: float) -> Outco
         run.stop_at = run.count_from + int(seconds * 1e9)
         await _drive(run, place, streams, 1.0)
 
-    run = Run(place.request(body_for("paced", tick_ms)), 0, chunks=chunks_of(tick_ms), is_stream=True)
+    run = Run(place.request(body_for("paced", tick_ms)), 0, place.endings, chunks=chunks_of(tick_ms), is_stream=True)
     _run(work())
     figures = {
         "chunks_per_s": run.in_time / seconds,

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from gateway.accounting import tokens
+from gateway import tokens
 from gateway.accounting.entry import Books
 from gateway.accounting.prices import PriceBook
 from gateway.api.application import Application

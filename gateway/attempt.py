@@ -7,13 +7,15 @@ or the client goes away.
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from typing import Protocol
 
 from gateway.accounting.entry import NOTHING, UNKNOWN, Charge, Entry
-from gateway.adapters.base import Adapter, StreamReader
+from gateway.adapters.base import Call, Signer
 from gateway.config.model import Timeouts
 from gateway.errors import ConnectFailed, UpstreamError, UpstreamProtocolError, UpstreamStatus
-from gateway.types import ChatRequest, Status
+from gateway.protocols.base import StreamReader
+from gateway.types import Status
 from gateway.upstream.client import ReadDeadline, UpstreamClient
 from gateway.upstream.request import Deadlines
 from gateway.upstream.response import UpstreamResponse
@@ -42,13 +44,17 @@ class Reply(Protocol):
 
 
 class Attempt:
-    """`headers`: the gateway's own response headers. `total_at`: loop time at which the whole request must be over."""
+    """`headers`: the gateway's own response headers. `total_at`: loop time at which the whole request must be over.
+
+    `streams`: the client wants a stream. `signer`: what signs the call; None: its headers have all it needs.
+    """
 
     def __init__(
         self,
         *,
-        request: ChatRequest,
-        adapter: Adapter,
+        call: Call,
+        streams: bool,
+        signer: Signer | None,
         entry: Entry,
         client: UpstreamClient,
         reply: Reply,
@@ -57,8 +63,9 @@ class Attempt:
         total_at: float,
     ) -> None:
         self.ttft: float | None = None
-        self._request = request
-        self._adapter = adapter
+        self._call = call
+        self._streams = streams
+        self._signer = signer
         self._entry = entry
         self._client = client
         self._reply = reply
@@ -67,16 +74,20 @@ class Attempt:
         self._total_at = total_at
         self._loop = asyncio.get_running_loop()
         self._sent_at = self._loop.time()
+        self._was_signed = signer is None
         self._was_accepted = False
         self._reader: StreamReader | None = None
 
-    async def run(self, body: bytes) -> None:
+    async def run(self) -> None:
         """Serves the client from this endpoint. Raises UpstreamError; `reply.has_started` says what was seen."""
         try:
-            if self._request.wants_stream:
-                await self._stream(body)
+            if self._call.request is None:
+                cost = self._settle("ok", NOTHING)
+                await self._send_whole(self._call.local_answer, cost)
+            elif self._streams:
+                await self._stream()
             else:
-                await self._answer(body)
+                await self._answer()
         except UpstreamError as error:
             status: Status = "timeout" if error.kind.startswith("timeout_") else "error"
             self._settle(status, self._charge_of_failure(error), error.kind)
@@ -88,19 +99,21 @@ class Attempt:
             self._settle("error", self._charge_of_cut(), "internal_error")
             raise
 
-    async def _answer(self, body: bytes) -> None:
-        response = await self._send(body, ttft_at=None)
+    async def _answer(self) -> None:
+        response = await self._send(ttft_at=None)
         try:
             content = await response.read(MAX_ANSWER_BYTES)
         finally:
             response.close()
-        answer = self._adapter.read_answer(content)
+        shown, summary = self._call.read_answer(content)
         self.ttft = self._loop.time() - self._sent_at
-        if answer.usage is not None:
-            charge = Charge(answer.usage, is_reported=True, raw_usage=answer.raw_usage)
+        if summary.usage is not None:
+            charge = Charge(summary.usage, is_reported=True, raw_usage=summary.raw_usage)
         else:
-            charge = self._entry.estimate(answer.text, answer.raw_usage)
-        cost = self._settle("ok", charge)
+            charge = self._entry.estimate(summary.text, summary.raw_usage)
+        await self._send_whole(shown, self._settle("ok", charge))
+
+    async def _send_whole(self, content: bytes, cost: Decimal | None) -> None:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(content)),
@@ -111,11 +124,11 @@ class Attempt:
         await self._reply.start(200, headers)
         await self._reply.send(content, is_last=True)
 
-    async def _stream(self, body: bytes) -> None:
+    async def _stream(self) -> None:
         ttft_at = self._sent_at + self._timeouts.ttft
-        response = await self._send(body, ttft_at=ttft_at)
+        response = await self._send(ttft_at=ttft_at)
         try:
-            reader = self._reader = self._adapter.open_stream(self._request)
+            reader = self._reader = self._call.open_stream()
             response.set_read_deadline(ttft_at, "ttft")
             held = await self._wait_for_content(response, reader)
             self.ttft = self._loop.time() - self._sent_at
@@ -132,12 +145,16 @@ class Attempt:
         finally:
             response.close()
 
-    async def _send(self, body: bytes, *, ttft_at: float | None) -> UpstreamResponse:
+    async def _send(self, *, ttft_at: float | None) -> UpstreamResponse:
         """Returns an answer with a 2xx status; raises UpstreamStatus for any other."""
-        upstream_request = self._adapter.encode(self._request, body)
+        request = self._call.request
+        assert request is not None, "a local answer is not sent for"
         deadlines = Deadlines(connect=self._timeouts.connect, total_at=self._total_at)
+        if self._signer is not None:
+            request = await self._signer.sign(request, self._client, deadlines)
+            self._was_signed = True
         read_deadline: ReadDeadline | None = None if ttft_at is None else (ttft_at, "ttft")
-        response = await self._client.send(upstream_request, deadlines, read_deadline=read_deadline)
+        response = await self._client.send(request, deadlines, read_deadline=read_deadline)
         if 200 <= response.status < 300:
             self._was_accepted = True
             return response
@@ -191,6 +208,8 @@ class Attempt:
     def _charge_of_failure(self, error: UpstreamError) -> Charge:
         if isinstance(error, (UpstreamStatus, ConnectFailed)) or error.kind == "timeout_connect":
             return NOTHING
+        if not self._was_signed:
+            return NOTHING  # no credentials: the request itself was never sent
         return self._charge_of_cut()
 
     def _charge_of_cut(self) -> Charge:
@@ -199,6 +218,6 @@ class Attempt:
             return UNKNOWN
         return self._entry.estimate("") if self._reader is None else self._charge_of_stream(self._reader)
 
-    def _settle(self, status: Status, charge: Charge, error_type: str | None = None) -> object:
+    def _settle(self, status: Status, charge: Charge, error_type: str | None = None) -> Decimal | None:
         duration = self._loop.time() - self._sent_at
         return self._entry.settle(status, charge, ttft=self.ttft, duration=duration, error_type=error_type)

@@ -43,7 +43,7 @@ class Text(msgspec.Struct):
 
 
 class Media(msgspec.Struct):
-    """A picture, recording, film or document. Exactly one of `data` (base64, no `data:` prefix), `url`, `file_id` is set.
+    """A picture, recording, film or document. One of `data` (base64, no `data:` prefix), `url`, `file_id` is set.
 
     `media_type`: as in `image/png`; None where the sender did not say. `file_id` means something to one provider only.
     `detail`: OpenAI's `low | high | auto`. `name`: the file's name or title.

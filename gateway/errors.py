@@ -2,6 +2,7 @@
 
 GatewayError                 what a client is told; carries its HTTP status and OpenAI error fields
 ├── InvalidRequest           400  the request itself is wrong
+├── CallersMistake           4xx  the request is wrong, says the upstream
 ├── AuthenticationFailed     401  no key, unknown key, revoked key
 ├── PermissionDenied         403  the key may not do this, or policy forbids every endpoint
 ├── NotFound                 404  no such model, no such path
@@ -32,7 +33,7 @@ Phase = Literal["connect", "ttft", "idle", "total"]
 class GatewayError(Exception):
     """Told to the client in the shape of its protocol. Never holds an upstream's secret."""
 
-    status: ClassVar[int] = 500
+    status: int = 500
     type: ClassVar[str] = "api_error"
 
     def __init__(
@@ -53,6 +54,16 @@ class GatewayError(Exception):
 class InvalidRequest(GatewayError):
     status = 400
     type = "invalid_request_error"
+
+
+class CallersMistake(GatewayError):
+    """An upstream found the request wrong; its words, scrubbed, are the message."""
+
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, status: int, code: str, param: str | None) -> None:
+        super().__init__(message, code=code, param=param)
+        self.status = status
 
 
 class AuthenticationFailed(GatewayError):

@@ -14,16 +14,19 @@ from time import time
 import msgspec
 
 from gateway.accounting.entry import Books, Context, new_request_id
+from gateway.adapters.base import Call
+from gateway.adapters.endpoint import UNSUPPORTED
 from gateway.attempt import Attempt, Headers, Reply
 from gateway.config.model import AS_ASKED, Endpoint
-from gateway.errors import GatewayError, Unavailable, UpstreamError, UpstreamStatus
+from gateway.errors import GatewayError, InvalidRequest, Unavailable, UpstreamError, UpstreamStatus
 from gateway.ledger.spool import SpoolError
+from gateway.protocols.inbound import Inbound
 from gateway.routing.health import HealthBook
 from gateway.routing.plan import Plan
-from gateway.routing.refusal import explain_failures, explain_no_candidates, is_larger
-from gateway.routing.retry import CALLERS_MISTAKE, counts_against, next_step, retry_after
+from gateway.routing.refusal import explain_failures, explain_mistake, explain_no_candidates, is_larger
+from gateway.routing.retry import counts_against, is_callers_mistake, next_step, retry_after
 from gateway.snapshot import Snapshot
-from gateway.types import Caller, Candidate, ChatRequest
+from gateway.types import Caller, Candidate
 from gateway.upstream.client import UpstreamClient
 
 SLOW_CLIENT_SECONDS = 5.0
@@ -40,9 +43,12 @@ class Exchange(msgspec.Struct, frozen=True):
     plan: Plan
     context: Context
     snapshot: Snapshot
-    body: bytes
     reply: Reply
     total_at: float
+
+    @property
+    def inbound(self) -> Inbound:
+        return self.context.inbound
 
     def headers(self, endpoint: Endpoint, attempt: int) -> Headers:
         """The gateway's own response headers."""
@@ -66,23 +72,21 @@ class Pipeline:
         self._books = books
         self._rng = Random()
 
-    async def run(
-        self, request: ChatRequest, body: bytes, caller: Caller, headers: Mapping[bytes, bytes], reply: Reply
-    ) -> int:
-        """Serves one chat completion and returns the HTTP status that was sent.
+    async def run(self, inbound: Inbound, caller: Caller, headers: Mapping[bytes, bytes], reply: Reply) -> int:
+        """Serves one request and returns the HTTP status that was sent.
 
         Raises GatewayError when the request cannot be served and nothing was sent.
         """
         snapshot = self.snapshot
         now = asyncio.get_running_loop().time()
-        facts = snapshot.facts(request, caller, len(body), headers)
+        facts = snapshot.facts(inbound, caller, headers)
         plan = snapshot.plan(facts, caller, health=self.health.snapshot(now), now=now, rng=self._rng)
         if not plan.candidates:
             raise explain_no_candidates(plan)
         team = snapshot.configuration.teams.get(caller.team)
         context = Context(
             request_id=new_request_id(),
-            request=request,
+            inbound=inbound,
             caller=caller,
             cost_center=None if team is None else team.cost_center,
             route=plan.route.name,
@@ -92,39 +96,46 @@ class Pipeline:
         )
         total_at = now + plan.policy.timeouts.total
         reply.due = total_at + SLOW_CLIENT_SECONDS
-        return await self._follow(Exchange(plan, context, snapshot, body, reply, total_at))
+        return await self._follow(Exchange(plan, context, snapshot, reply, total_at))
 
     async def _follow(self, exchange: Exchange) -> int:
         """Makes attempts in the plan's order until one has served the client or nothing is left to try."""
-        endpoints = exchange.snapshot.configuration.endpoints
+        snapshot = exchange.snapshot
         failures: Failures = []
         waiting = list(exchange.plan.candidates)
         tries_here = 0
+        unsaid: InvalidRequest | None = None
         while waiting:
-            endpoint = endpoints[waiting[0].endpoint]
+            endpoint = snapshot.configuration.endpoints[waiting[0].endpoint]
             tries_here += 1
             try:
-                await self._attempt(exchange, endpoint, number=len(failures) + 1)
+                call = snapshot.adapters[endpoint.id].open(exchange.inbound)
+                await self._attempt(exchange, endpoint, call, number=len(failures) + 1)
                 return 200
-            except UpstreamError as failed:
-                error = failed
-            failures.append((endpoint, error))
-            step = next_step(
-                error,
-                tries_here=tries_here,
-                attempts=exchange.plan.policy.attempts,
-                client_has_content=exchange.reply.has_started,
-            )
+            except InvalidRequest as error:
+                if error.code != UNSUPPORTED:
+                    raise
+                unsaid, step = error, "next"  # nothing was sent
+            except UpstreamError as error:
+                failures.append((endpoint, error))
+                step = next_step(
+                    error,
+                    tries_here=tries_here,
+                    attempts=exchange.plan.policy.attempts,
+                    client_has_content=exchange.reply.has_started,
+                )
             if step == "retry":
                 await asyncio.sleep(RETRY_PAUSE * tries_here)
                 continue
             if step in ("pass_on", "stop"):
                 break
-            waiting = _remaining(waiting, endpoints, only_larger=step == "larger_window")
+            waiting = _remaining(waiting, snapshot.configuration.endpoints, only_larger=step == "larger_window")
             tries_here = 0
+        if not failures and unsaid is not None:
+            raise unsaid
         return await _report(exchange, failures)
 
-    async def _attempt(self, exchange: Exchange, endpoint: Endpoint, *, number: int) -> None:
+    async def _attempt(self, exchange: Exchange, endpoint: Endpoint, call: Call, *, number: int) -> None:
         context, snapshot = exchange.context, exchange.snapshot
         try:
             entry = self._books.open(context, number, endpoint, snapshot.prices)
@@ -132,19 +143,23 @@ class Pipeline:
             self._books.metrics.spool_error()
             message = "the usage ledger cannot be written, so nothing is sent on"
             raise Unavailable(message, code="ledger_unavailable") from error
+        headers = exchange.headers(endpoint, number)
+        if call.note:
+            headers.append((b"x-hatchway-translation", call.note.encode()))
         attempt = Attempt(
-            request=context.request,
-            adapter=snapshot.adapters[endpoint.id],
+            call=call,
+            streams=exchange.inbound.wants_stream,
+            signer=snapshot.adapters[endpoint.id].signer,
             entry=entry,
             client=self._client,
             reply=exchange.reply,
-            headers=exchange.headers(endpoint, number),
+            headers=headers,
             timeouts=exchange.plan.policy.timeouts,
             total_at=exchange.total_at,
         )
         self.health.start(endpoint.id)
         try:
-            await attempt.run(exchange.body)
+            await attempt.run()
         except UpstreamError as error:
             if counts_against(error, caller_named_model=endpoint.model == AS_ASKED):
                 now = asyncio.get_running_loop().time()
@@ -155,12 +170,6 @@ class Pipeline:
                 self.health.succeed(endpoint.id, asyncio.get_running_loop().time(), attempt.ttft)
         finally:
             self.health.finish(endpoint.id)
-
-
-def error_body(error: GatewayError) -> bytes:
-    """OpenAI's error object."""
-    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    return msgspec.json.encode({"error": fields})
 
 
 def _remaining(
@@ -177,20 +186,17 @@ async def _report(exchange: Exchange, failures: Failures) -> int:
 
     After content has been seen the stream ends in an error event, which SDKs raise, and never in a normal end.
     """
-    reply = exchange.reply
+    reply, protocol = exchange.reply, exchange.inbound.protocol
     endpoint, last = failures[-1]
     headers = exchange.headers(endpoint, len(failures))
     if not reply.has_started and isinstance(last, UpstreamStatus) and _is_callers_mistake(last, failures):
-        content = _scrub(last.body, endpoint)
-        length = (b"content-length", b"%d" % len(content))
-        await reply.start(last.status, [(b"content-type", b"application/json"), length, *headers])
-        await reply.send(content, is_last=True)
-        return last.status
-    failure = explain_failures([(endpoint.id, error) for endpoint, error in failures], now_epoch=time())
+        failure: GatewayError = explain_mistake(last, _secrets_of(endpoint))
+    else:
+        failure = explain_failures([(endpoint.id, error) for endpoint, error in failures], now_epoch=time())
     if not reply.has_started:
         failure.headers = (*failure.headers, *headers)
         raise failure
-    await reply.send(b"data: " + error_body(failure) + b"\n\n", is_last=True)
+    await reply.send(protocol.error_event(failure), is_last=True)
     return 200
 
 
@@ -198,19 +204,8 @@ def _is_callers_mistake(last: UpstreamStatus, failures: Failures) -> bool:
     """A 404 is one only if every endpoint says so: beside another failure it would hide that a retry may help."""
     if last.status == 404:
         return all(isinstance(error, UpstreamStatus) and error.status == 404 for _, error in failures)
-    return last.status in CALLERS_MISTAKE
+    return is_callers_mistake(last)
 
 
-def _scrub(body: bytes, endpoint: Endpoint) -> bytes:
-    """The upstream's words, less the secrets it was sent. A body that is not JSON becomes one."""
-    for secret in (endpoint.provider.api_key, *endpoint.provider.headers.values()):
-        if secret is not None and secret.reveal():
-            body = body.replace(secret.reveal().encode(), b"***")
-    try:
-        msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        text = body.decode("utf-8", "replace")[:2000]
-        return msgspec.json.encode(
-            {"error": {"message": text, "type": "invalid_request_error", "param": None, "code": None}}
-        )
-    return body
+def _secrets_of(endpoint: Endpoint) -> list[str]:
+    return [secret.reveal() for secret in endpoint.provider.secrets() if secret.reveal()]

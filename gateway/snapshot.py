@@ -12,15 +12,15 @@ from random import Random
 import msgspec
 
 from gateway.accounting.prices import PriceBook
-from gateway.accounting.tokens import rough_tokens
 from gateway.adapters.base import Adapter
-from gateway.adapters.registry import build_adapter, declared_capabilities
+from gateway.adapters.registry import build_adapter
 from gateway.config.model import Configuration, Endpoint
 from gateway.errors import NotFound, PermissionDenied
+from gateway.protocols.inbound import Inbound
 from gateway.routing.domains import DomainClassifier
-from gateway.routing.facts import Facts, last_user_text, read_facts
+from gateway.routing.facts import Facts, read_facts
 from gateway.routing.plan import Plan, make_plan, match_route
-from gateway.types import Caller, Capability, ChatRequest, EndpointHealth, Usage
+from gateway.types import Caller, EndpointHealth, Usage
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -28,7 +28,6 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     configuration: Configuration
     adapters: Mapping[str, Adapter]  # of the usable endpoints
-    capabilities: Mapping[str, frozenset[Capability]]
     prices: PriceBook
     classifier: DomainClassifier | None
     reads_headers: bool
@@ -45,18 +44,17 @@ class Snapshot(msgspec.Struct, frozen=True):
                 for endpoint in endpoints
                 if endpoint.provider.missing is None
             },
-            capabilities={endpoint.id: declared_capabilities(endpoint) for endpoint in endpoints},
             prices=prices,
             classifier=DomainClassifier(configuration.domains) if configuration.domains else None,
             reads_headers=any(route.match.header for route in configuration.routes),
         )
 
-    def facts(self, request: ChatRequest, caller: Caller, body_bytes: int, raw_headers: Mapping[bytes, bytes]) -> Facts:
+    def facts(self, inbound: Inbound, caller: Caller, raw_headers: Mapping[bytes, bytes]) -> Facts:
         headers = {}
         if self.reads_headers:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw_headers.items()}
-        domain = None if self.classifier is None else self.classifier.classify(last_user_text(request))
-        return read_facts(request, caller, input_tokens=rough_tokens(body_bytes), domain=domain, headers=headers)
+        domain = None if self.classifier is None else self.classifier.classify(inbound.view.last_user_text())
+        return read_facts(inbound, caller, domain=domain, headers=headers)
 
     def plan(
         self,
@@ -89,7 +87,6 @@ class Snapshot(msgspec.Struct, frozen=True):
             route,
             facts,
             health=health,
-            capabilities=self.capabilities,
             quote=self._quote if with_costs or self.configuration.policies[route.policy].needs_costs else _no_quote,
             now=now,
             rng=rng,

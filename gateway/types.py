@@ -36,10 +36,14 @@ Capability = Literal[
 Surface = Literal["chat", "responses", "completions", "embeddings", "messages", "count_tokens"]
 """What an application may call: `/v1/chat/completions`, `/v1/responses`, ..."""
 WireName = Literal[
-    "chat", "responses", "completions", "embeddings", "messages", "gemini", "converse", "cohere", "ollama"
+    "chat", "responses", "completions", "embeddings", "messages", "gemini", "predict", "converse", "cohere", "ollama"
 ]
 """The wire formats. `chat` is OpenAI's chat completions, `messages` Anthropic's, `converse` Bedrock's, `embeddings`
-OpenAI's; `gemini`, `cohere` and `ollama` have their embeddings with them."""
+OpenAI's, `predict` Vertex AI's for embeddings; `gemini`, `converse`, `cohere` and `ollama` have theirs with them."""
+CONVERSATION_WIRES: frozenset[WireName] = frozenset(
+    {"chat", "responses", "messages", "gemini", "converse", "cohere", "ollama"}
+)
+"""Those that any conversation can be translated into."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -128,58 +132,6 @@ class UsageEvent(msgspec.Struct, kw_only=True):
     catalog_version: str | None
     tags: dict[str, str] | None = None
     raw_usage: msgspec.Raw | None = None  # the upstream's own usage object, verbatim
-
-
-class ContentPart(msgspec.Struct):
-    type: str
-    text: str | None = None
-
-
-class Message(msgspec.Struct):
-    role: str
-    content: str | list[ContentPart] | None = None
-
-
-class StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct):
-    type: str
-
-
-class ChatRequest(msgspec.Struct):
-    """What the gateway reads of `POST /v1/chat/completions`; the body itself is kept as bytes beside it.
-
-    Only fields whose type must hold or that routing needs are named; all others pass through unread.
-    Source: OpenAI API reference, "Create chat completion".
-    """
-
-    model: str
-    messages: list[Message]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    n: int | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    tools: list[msgspec.Raw] | None = None
-    response_format: ResponseFormat | None = None
-    logprobs: bool | None = None
-    modalities: list[str] | None = None
-
-    @property
-    def wants_stream(self) -> bool:
-        return self.stream is True
-
-    @property
-    def wants_usage_chunk(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage is True
 
 
 class EndpointHealth(msgspec.Struct, frozen=True):

@@ -11,12 +11,13 @@ from time import time_ns
 import msgspec
 
 from gateway.accounting.prices import PriceBook, total_input
-from gateway.accounting.tokens import count_tokens, estimate_prompt_tokens
 from gateway.config.model import Endpoint
 from gateway.ledger.record import WORKER_LOST
 from gateway.ledger.spool import Spool, SpoolError
+from gateway.protocols.inbound import Inbound
 from gateway.telemetry import Metrics
-from gateway.types import Caller, ChatRequest, Status, Usage, UsageEvent
+from gateway.tokens import count_tokens
+from gateway.types import Caller, Status, Usage, UsageEvent
 
 _log = logging.getLogger(__name__)
 _random = random.Random()  # ids need to be unique, not secret
@@ -43,7 +44,7 @@ class Context(msgspec.Struct, frozen=True):
     """What is the same for all attempts of a request."""
 
     request_id: str
-    request: ChatRequest
+    inbound: Inbound
     caller: Caller
     cost_center: str | None
     route: str
@@ -78,12 +79,12 @@ class Books:
             domain=context.domain,
             endpoint=endpoint.id,
             provider=endpoint.provider.id,
-            model=context.request.model,
-            upstream_model=endpoint.upstream_model(context.request.model),
+            model=context.inbound.model,
+            upstream_model=endpoint.upstream_model(context.inbound.model),
             region=endpoint.region,
             status="error",
             error_type=WORKER_LOST,
-            stream=context.request.wants_stream,
+            stream=context.inbound.wants_stream,
             ttft_ms=None,
             duration_ms=0.0,
             usage=Usage(),
@@ -94,18 +95,18 @@ class Books:
             catalog_version=None,
         )
         self.spool.begin(event)
-        return Entry(self, event, context.request, endpoint, prices)
+        return Entry(self, event, context.inbound, endpoint, prices)
 
 
 class Entry:
     """Settles exactly once; a second call does nothing."""
 
     def __init__(
-        self, books: Books, event: UsageEvent, request: ChatRequest, endpoint: Endpoint, prices: PriceBook
+        self, books: Books, event: UsageEvent, inbound: Inbound, endpoint: Endpoint, prices: PriceBook
     ) -> None:
         self._books = books
         self._event = event
-        self._request = request
+        self._inbound = inbound
         self._endpoint = endpoint
         self._prices = prices
         self.is_settled = False
@@ -113,8 +114,9 @@ class Entry:
     def estimate(self, text: str, raw_usage: msgspec.Raw | None = None) -> Charge:
         """What the upstream must have used to write `text`, counted here because it did not say."""
         model = self._event.upstream_model
-        prompt = estimate_prompt_tokens(msgspec.to_builtins(self._request.messages), model)
-        usage = Usage(input_tokens=prompt, output_tokens=count_tokens(text, model))
+        usage = Usage(
+            input_tokens=self._inbound.estimate_tokens(model), output_tokens=count_tokens(text, model) if text else 0
+        )
         return Charge(usage, is_reported=False, raw_usage=raw_usage)
 
     def settle(

@@ -1,66 +1,51 @@
-"""What every adapter offers. An adapter knows one wire format and nothing of keys, budgets or policies."""
+"""What an adapter offers: an application's request becomes a call of one endpoint, whatever wire format that speaks."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-import msgspec
-
-from gateway.types import Capability, ChatRequest, Usage
-from gateway.upstream.request import UpstreamRequest
-
-MAX_EVENT_BYTES = 4 * 1024 * 1024
-"""A server-sent event longer than this is an upstream's mistake, not content."""
+from gateway.protocols.base import StreamReader, Summary
+from gateway.protocols.inbound import Inbound
+from gateway.types import Capability, WireName
+from gateway.upstream.client import UpstreamClient
+from gateway.upstream.request import Deadlines, UpstreamRequest
 
 
-class Answer(msgspec.Struct):
-    """What a whole answer says. `usage`: None when the upstream left it out or its counts contradict each other."""
+class Call:
+    """One request on its way to one endpoint, and the reading of what comes back, in the client's protocol.
 
-    usage: Usage | None
-    raw_usage: msgspec.Raw | None
-    finish_reason: str | None
-    text: str
-    """The visible text of all choices: read only to count tokens where the upstream did not."""
+    `request`: what to send, not yet signed; None: nothing is asked of the upstream, `local_answer` is the answer.
+    `note`: what was changed on the way, for the response header `x-hatchway-translation`; empty: nothing was.
+    """
+
+    request: UpstreamRequest | None = None
+    local_answer: bytes = b""
+    note: str = ""
+
+    def read_answer(self, body: bytes) -> tuple[bytes, Summary]:
+        """What to show the client, and what it says. Raises UpstreamError when it is no whole answer."""
+        raise AssertionError("no answer of an upstream is awaited")
+
+    def open_stream(self) -> StreamReader:
+        raise AssertionError("no stream was asked for")
 
 
-class StreamReader(Protocol):
-    """Reads a stream while its bytes pass through. One for each attempt."""
+class Signer(Protocol):
+    """Adds credentials that hold for one request, or for a short time, only."""
 
-    has_content: bool
-    """The first real content (text, tool call, reasoning, finish) has come; comments and empty chunks are none."""
-    is_finished: bool
-    """The stream said that it is complete."""
-    usage: Usage | None
-    raw_usage: msgspec.Raw | None
-    finish_reason: str | None
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Takes bytes as they came, in any cut; returns those to show the client, always whole events.
-
-        Raises UpstreamError when the stream carries an error event or is not a stream.
-        """
-        ...
-
-    def finish(self) -> bytes:
-        """The upstream closed: the bytes still held back. Raises UpstreamDisconnected if the answer is not whole."""
-        ...
-
-    def text(self) -> str:
-        """The visible text so far."""
+    async def sign(self, request: UpstreamRequest, client: UpstreamClient, deadlines: Deadlines) -> UpstreamRequest:
+        """Raises UpstreamError when the credentials cannot be had."""
         ...
 
 
 class Adapter(Protocol):
-    """One endpoint's wire format, with everything that is the same for all its requests prepared."""
+    """One endpoint, with everything that is the same for all its requests prepared."""
 
     capabilities: frozenset[Capability]
+    speaks: frozenset[WireName]
+    signer: Signer | None
 
-    def encode(self, request: ChatRequest, body: bytes) -> UpstreamRequest:
-        """`body`: the client's bytes, of which `request` is the parsed view."""
+    def open(self, inbound: Inbound) -> Call:
+        """Raises InvalidRequest for what this endpoint's wire format cannot say (code `unsupported_by_endpoint`), or
+        for what is no request at all."""
         ...
-
-    def read_answer(self, body: bytes) -> Answer:
-        """Reads a whole 200 answer. Raises UpstreamProtocolError when it is not one."""
-        ...
-
-    def open_stream(self, request: ChatRequest) -> StreamReader: ...

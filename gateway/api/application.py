@@ -1,4 +1,4 @@
-"""The data plane as one ASGI application: path -> surface, errors -> OpenAI's shape, everything counted."""
+"""The data plane as one ASGI application: path -> surface, errors -> the shape of its protocol, everything counted."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import msgspec
 
 from gateway.accounting.entry import new_request_id
 from gateway.api.auth import KeyRing
-from gateway.api.chat import CLIENT_CLOSED, complete_chat
 from gateway.api.http import AsgiReply, ClientDisconnected, Receive, Scope, Send, respond, respond_error
 from gateway.api.models import list_models, show_model
+from gateway.api.surfaces import CLIENT_CLOSED, SURFACES, protocol_of, serve_surface
 from gateway.errors import DeadlineExceeded, GatewayError, MethodNotAllowed, NotFound, RateLimited, UpstreamFailed
 from gateway.pipeline import Pipeline
+from gateway.protocols.base import ClientProtocol
 from gateway.telemetry import Metrics
 
 _log = logging.getLogger(__name__)
@@ -55,18 +56,19 @@ class Application:
         if scope["type"] != "http":
             return
         path: str = scope["path"]
-        if path == "/v1/chat/completions":
-            await self._serve_chat(scope, receive, send)
+        protocol = SURFACES.get(path)
+        if protocol is not None:
+            await self._serve_surface(protocol, scope, receive, send)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
-            await self._guard("models", send, self._serve_models(scope, send))
+            await self._guard("models", path, send, self._serve_models(scope, send))
         elif path in ("/metrics", "/admin") or path.startswith("/admin/"):
             await self._forward(scope, receive, send)
         elif path.startswith("/internal/") and _is_internal(scope):
             await self._serve_internal(path, send)
         else:
-            await self._guard("other", send, self._serve_other(scope, send))
+            await self._guard("other", path, send, self._serve_other(scope, send))
 
-    async def _serve_chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_surface(self, protocol: ClientProtocol, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.request_started()
         status = 500
         reply = AsgiReply(send)
@@ -74,44 +76,45 @@ class Application:
             if scope["method"] != "POST":
                 raise MethodNotAllowed("this path takes POST", headers=[(b"allow", b"POST")])
             headers = dict(scope["headers"])
-            status = await complete_chat(self._pipeline, self._keys, headers, receive, reply)
+            status = await serve_surface(protocol, self._pipeline, self._keys, headers, receive, reply)
         except GatewayError as error:
             status = error.status
-            await self._refuse(send, error)
+            await self._refuse(send, error, protocol)
         except ClientDisconnected:
             status = CLIENT_CLOSED
         except Exception as error:
             if reply.has_started:
                 raise  # the server cuts the connection: half an answer must not look whole
-            await self._fail(send, error)
+            await self._fail(send, error, protocol)
         finally:
-            self._metrics.request_finished("chat", status)
+            self._metrics.request_finished(protocol.surface, status)
 
-    async def _guard(self, surface: str, send: Send, work: Awaitable[int]) -> None:
+    async def _guard(self, surface: str, path: str, send: Send, work: Awaitable[int]) -> None:
         self._metrics.request_started()
         status = 500
         try:
             status = await work
         except GatewayError as error:
             status = error.status
-            await self._refuse(send, error)
+            await self._refuse(send, error, protocol_of(path))
         except Exception as error:  # noqa: BLE001 - likewise
-            await self._fail(send, error)
+            await self._fail(send, error, protocol_of(path))
         finally:
             self._metrics.request_finished(surface, status)
 
-    async def _fail(self, send: Send, error: Exception) -> None:
+    async def _fail(self, send: Send, error: Exception, protocol: ClientProtocol) -> None:
         request_id = new_request_id()
         _log.error("request %s could not be served", request_id, exc_info=error)
         headers = [(b"x-hatchway-request-id", request_id.encode())]
-        await respond_error(send, InternalError("the gateway failed", code="internal_error", headers=headers))
+        failure = InternalError("the gateway failed", code="internal_error", headers=headers)
+        await respond_error(send, failure, protocol)
 
-    async def _refuse(self, send: Send, error: GatewayError) -> None:
+    async def _refuse(self, send: Send, error: GatewayError, protocol: ClientProtocol) -> None:
         if not isinstance(error, (UpstreamFailed, RateLimited, DeadlineExceeded)):
             self._metrics.refused(error.status, error.code or error.type)
         if all(name != b"x-hatchway-request-id" for name, _ in error.headers):
             error.headers = (*error.headers, (b"x-hatchway-request-id", new_request_id().encode()))
-        await respond_error(send, error)
+        await respond_error(send, error, protocol)
 
     async def _serve_models(self, scope: Scope, send: Send) -> int:
         if scope["method"] not in ("GET", "HEAD"):

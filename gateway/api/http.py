@@ -10,7 +10,8 @@ from typing import Any
 
 from gateway.attempt import Headers
 from gateway.errors import BodyTooLarge, GatewayError
-from gateway.pipeline import error_body
+from gateway.protocols.base import ClientProtocol
+from gateway.protocols.chat.wire import CHAT_PROTOCOL
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -81,8 +82,9 @@ async def respond(send: Send, status: int, body: bytes, content_type: bytes, hea
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def respond_error(send: Send, error: GatewayError) -> None:
-    await respond(send, error.status, error_body(error), b"application/json", list(error.headers))
+async def respond_error(send: Send, error: GatewayError, protocol: ClientProtocol = CHAT_PROTOCOL) -> None:
+    """In the shape of the protocol; OpenAI's for whoever speaks none."""
+    await respond(send, error.status, protocol.error_body(error), b"application/json", list(error.headers))
 
 
 class CancelOnDisconnect:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from gateway.cli import engine, keys, models, policy, reports, up
+from gateway.cli import engine, keys, models, policy, reports, up, wire
 from gateway.cli.console import fail
 from gateway.errors import ConfigError, StoreError
 from gateway.model_store import ModelError
@@ -26,6 +26,7 @@ app.command("report")(reports.report)
 app.command("engine", context_settings={"allow_extra_args": False})(engine.engine)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
+app.add_typer(wire.app, name="wire")
 
 
 def main() -> None:

@@ -19,10 +19,12 @@ from gateway.config.compiler import compile_configuration
 from gateway.config.document import read_document
 from gateway.config.settings import Settings, environment_variables, load_settings
 from gateway.errors import GatewayError
+from gateway.protocols.chat.wire import CHAT_PROTOCOL
+from gateway.protocols.inbound import Inbound
 from gateway.publication import Publication
 from gateway.routing.explanation import describe_plan
 from gateway.snapshot import Snapshot
-from gateway.types import Caller, ChatRequest, EndpointHealth, Message
+from gateway.types import Caller, EndpointHealth
 
 _OPERATOR = Caller(key_id="operator", team="operator", is_admin=True)
 
@@ -51,9 +53,11 @@ def explain(
     configuration = compile_configuration(read_document(settings.config_path), environment_variables())
     snapshot = Snapshot.build(configuration, PriceBook(), settings.run_dir, "hatchway")
     caller = _OPERATOR if key is None else _find_caller(settings, key)
-    request = ChatRequest(model=model, messages=[Message(role="user", content=prompt)], stream=stream or None)
-    body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": prompt}]})
-    facts = snapshot.facts(request, caller, len(body), {})
+    body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": prompt}], "stream": stream})
+    try:
+        facts = snapshot.facts(Inbound(CHAT_PROTOCOL, CHAT_PROTOCOL.parse(body), body), caller, {})
+    except GatewayError as error:
+        fail(error.message)
     health = _read_health(settings)
     try:
         # The loop's clock counts from the start of the machine on Linux: `now` fits what the workers recorded.

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gateway.config.compiler import compile_configuration
 from gateway.config.document import Document, KeyPath, quoted, read_document
 from gateway.config.model import Configuration, Match
-from gateway.config.providers import LOCAL_IGNORES, variables_in
+from gateway.config.providers import LOCAL, LOCAL_IGNORES, variables_in
 from gateway.errors import ConfigError, Mistake
 
 _SECRET_HEADERS = ("auth", "key", "secret", "token", "cookie")
 
 
-def check_report(
-    path: Path, environ: Mapping[str, str], *, adapters: Collection[str] = ("openai", "local")
-) -> tuple[int, list[str]]:
+def check_report(path: Path, environ: Mapping[str, str]) -> tuple[int, list[str]]:
     """Exit code and lines: 0 with a summary and the warnings, 2 with every mistake as `file:line: what` and a hint."""
     try:
         document = read_document(path)
-        configuration = compile_configuration(document, environ, adapters=adapters)
+        configuration = compile_configuration(document, environ)
     except ConfigError as error:
         return 2, [line for mistake in error.mistakes for line in _lines(mistake, "")]
     found = warnings(document, configuration)
@@ -48,7 +46,7 @@ def _providers(document: Document, configuration: Configuration) -> _Notes:
         if provider.missing:
             message = f"{provider.missing}: endpoints of provider {quoted(provider.id)} are left out"
             yield path, message, "set it in the environment, or remove the provider and its endpoints"
-        if provider.adapter == "local":
+        if provider.adapter == LOCAL:
             for key in (key for key in LOCAL_IGNORES if key in written):
                 message = f"{quoted(key)} has no effect on a provider of adapter `local`"
                 yield (
@@ -56,10 +54,11 @@ def _providers(document: Document, configuration: Configuration) -> _Notes:
                     message,
                     "remove it; an engine that runs elsewhere is a provider of adapter `openai`",
                 )
-        elif written.get("api_key") and not variables_in(written["api_key"]):
-            message = f"the key of provider {quoted(provider.id)} is written in the file"
-            variable = "".join(char if char.isalnum() else "_" for char in provider.id).upper() + "_API_KEY"
-            yield (*path, "api_key"), message, f'put it in the environment: `api_key: "${{{variable}}}"`'
+        for key in ("api_key", "secret_access_key", "session_token"):
+            if provider.adapter != LOCAL and written.get(key) and not variables_in(written[key]):
+                message = f"the key of provider {quoted(provider.id)} is written in the file"
+                variable = "".join(char if char.isalnum() else "_" for char in provider.id).upper() + "_" + key.upper()
+                yield (*path, key), message, f'put it in the environment: `{key}: "${{{variable}}}"`'
         for name, value in written.get("headers", {}).items():
             if any(part in name.lower() for part in _SECRET_HEADERS) and not variables_in(value):
                 message = f"the value of header {quoted(name)} is written in the file"

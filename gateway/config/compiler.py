@@ -22,15 +22,29 @@ from gateway.config.model import (
     Team,
     Timeouts,
 )
-from gateway.config.providers import HEADER_NAME, compile_provider
+from gateway.config.providers import HEADER_NAME, LOCAL, compile_provider, compile_rows
 from gateway.config.section import Report, Section, shown, suggest
 from gateway.errors import ConfigError
-from gateway.types import Capability, Rates
+from gateway.types import Capability, Rates, WireName
 
 KEYS: Mapping[str, tuple[str, ...]] = {
-    "top": ("version", "providers", "endpoints", "routes", "policies", "domains", "teams", "server"),
-    "provider": ("adapter", "base_url", "api_key", "model", "ca_file", "headers"),
-    "endpoint": ("provider", "model", "region", "price", "context_window", "capabilities"),
+    "top": ("version", "providers", "endpoints", "routes", "policies", "domains", "teams", "server", "adapters"),
+    "provider": (
+        "adapter",
+        "base_url",
+        "api_key",
+        "model",
+        "region",
+        "project",
+        "access_key_id",
+        "secret_access_key",
+        "session_token",
+        "credentials",
+        "ca_file",
+        "headers",
+        "dialect",
+    ),
+    "endpoint": ("provider", "model", "region", "price", "context_window", "capabilities", "speaks"),
     "price": (
         "input",
         "output",
@@ -64,9 +78,7 @@ MAX_TOKENS = 1_000_000_000
 MAX_BODY_BYTES = 1024 * 1024 * 1024
 
 
-def compile_configuration(
-    document: Document, environ: Mapping[str, str], *, adapters: Collection[str] = ("openai", "local")
-) -> Configuration:
+def compile_configuration(document: Document, environ: Mapping[str, str]) -> Configuration:
     """Check the whole document and build what the gateway runs on.
 
     `environ` gives the values of `${NAME}`. Raises ConfigError with every mistake, in the order of files and lines.
@@ -75,10 +87,11 @@ def compile_configuration(
     top = Section(report, (), document.data, KEYS["top"])
     _check_version(top)
     _check_variables(report)
+    rows = compile_rows(top.section("adapters", None))
     providers = {
         id: provider
         for id, section in top.section("providers", None).entries(KEYS["provider"])
-        if (provider := compile_provider(id, section, environ, adapters))
+        if (provider := compile_provider(id, section, environ, rows))
     }
     endpoints = {
         id: endpoint
@@ -161,7 +174,7 @@ def _endpoint(id: str, section: Section, providers: Mapping[str, Provider]) -> E
     model = section.text("model")
     if model and model != AS_ASKED and "*" in model:
         section.add("model", f"{section.name('model')} is a name, not a glob", "`*` alone sends on the model asked for")
-    if provider and provider.adapter == "local" and model == AS_ASKED:
+    if provider and provider.adapter == LOCAL and model == AS_ASKED:
         section.add("model", "a local provider serves one model", "remove `model`, or name that model")
     if provider and "model" not in section and not _names_model(section, provider):
         hint = 'name the upstream model; `model: "*"` sends on the model asked for'
@@ -169,11 +182,8 @@ def _endpoint(id: str, section: Section, providers: Mapping[str, Provider]) -> E
     region = section.text("region")
     rates = _rates(section.section("price", KEYS["price"])) if "price" in section else None
     window = section.integer("context_window", least=1, most=MAX_TOKENS)
-    capabilities = section.texts("capabilities", empty=True)
-    for index, name in enumerate(capabilities or ()):
-        if name not in get_args(Capability):
-            where = (*section.path, "capabilities", index)
-            section.report.add(where, f"unknown capability {quoted(name)}", suggest(name, get_args(Capability)))
+    capabilities = _names(section, "capabilities", get_args(Capability), "capability")
+    speaks = _names(section, "speaks", get_args(WireName), "protocol")
     if provider is None:
         return None
     return Endpoint(
@@ -183,8 +193,19 @@ def _endpoint(id: str, section: Section, providers: Mapping[str, Provider]) -> E
         region=region,
         rates=rates,
         context_window=window,
-        capabilities=None if capabilities is None else frozenset(cast(tuple[Capability, ...], capabilities)),
+        capabilities=(
+            provider.row.capabilities if capabilities is None else frozenset(cast(tuple[Capability, ...], capabilities))
+        ),
+        speaks=provider.row.speaks if speaks is None else cast(tuple[WireName, ...], speaks),
     )
+
+
+def _names(section: Section, key: str, allowed: Collection[str], what: str) -> tuple[str, ...] | None:
+    names = section.texts(key, empty=key == "capabilities")
+    for index, name in enumerate(names or ()):
+        if name not in allowed:
+            section.report.add((*section.path, key, index), f"unknown {what} {quoted(name)}", suggest(name, allowed))
+    return names
 
 
 def _names_model(section: Section, provider: Provider) -> bool:

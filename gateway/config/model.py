@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.types import Capability, Rates
+from gateway.config.rows import Dialect, Row
+from gateway.types import Capability, Rates, WireName
 
 Select = Literal["cost", "latency", "balanced", "weighted", "priority"]
 
@@ -37,17 +38,35 @@ class Secret:
         return hash(self._value)
 
 
+class AwsKeys(msgspec.Struct, frozen=True):
+    access_key_id: Secret
+    secret_access_key: Secret
+    session_token: Secret | None = None
+
+
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """Who serves, and how to reach them. `missing`: why it cannot be used (its key is not set), or None."""
 
     id: str
     adapter: str
+    row: Row
+    dialect: Dialect
     base_url: str | None = None
     api_key: Secret | None = None
+    aws: AwsKeys | None = None  # instead of `api_key`: requests are signed
+    google: Secret | None = None  # likewise: a service account's JSON
+    region: str | None = None  # AWS region, Google Cloud location
     model: str | None = None  # `local`: the model its engine loads
     ca_file: str | None = None  # PEM file of the authority that signed the upstream's certificate
     headers: Mapping[str, Secret] = {}  # sent with every request; may hold secrets
     missing: str | None = None
+
+    def secrets(self) -> list[Secret]:
+        """Everything that must not be shown to anybody."""
+        found = [self.api_key, self.google, *self.headers.values()]
+        if self.aws is not None:
+            found += [self.aws.access_key_id, self.aws.secret_access_key, self.aws.session_token]
+        return [secret for secret in found if secret is not None]
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +78,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     region: str | None = None
     rates: Rates | None = None
     context_window: int | None = None
-    capabilities: frozenset[Capability] | None = None  # None: what the adapter declares
+    capabilities: frozenset[Capability]
+    speaks: tuple[WireName, ...]  # in order of preference
 
     def upstream_model(self, asked: str) -> str:
         return asked if self.model == AS_ASKED else self.model

@@ -2,58 +2,173 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.config.document import quoted
-from gateway.config.model import Provider, Secret
+from gateway.config.model import AwsKeys, Provider, Secret
+from gateway.config.row_book import find_row, make_row, shipped_rows
+from gateway.config.rows import Dialect, Row
 from gateway.config.section import Section
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
+_PLACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
+_KEYS = frozenset({"access_key_id", "secret_access_key", "credentials"})
 _FRAMING = {"connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 
-LOCAL_IGNORES = ("base_url", "api_key", "ca_file", "headers")
+LOCAL = "local"
+OPENAI = "openai"
+COMPATIBLE = "openai-compatible"
+LOCAL_IGNORES = ("base_url", "api_key", "ca_file", "headers", "dialect")
 """Keys without effect on a provider of adapter `local`, whose engine the gateway starts itself."""
 
 
-def compile_provider(
-    id: str, section: Section, environ: Mapping[str, str], adapters: Collection[str]
-) -> Provider | None:
+def compile_rows(section: Section) -> dict[str, Row]:
+    """The shipped rows and those under `adapters`, which may replace them; mistakes are reported."""
+    rows = dict(shipped_rows())
+    for name in section:
+        section.check_id((*section.path, name, ""), name)
+        value = section.raw(name)
+        if not isinstance(value, dict):
+            section.wrong((*section.path, name), "a mapping", value, "write it as the guide on providers shows")
+            continue
+        try:
+            rows[name] = make_row(name, value, rows)
+        except ValueError as error:
+            section.add(name, f"{section.name(name)}: {error}", "the guide on providers explains every key of a row")
+    return rows
+
+
+def compile_provider(id: str, section: Section, environ: Mapping[str, str], rows: Mapping[str, Row]) -> Provider | None:
     """The provider, or None with its mistakes reported. One whose variables are not set is valid, and `missing`."""
-    section.require("adapter", f"name one of {', '.join(map(quoted, sorted(adapters)))}")
-    adapter = section.choice("adapter", adapters, "adapter")
-    if adapter == "openai":
-        section.require("base_url", "give the address before `/chat/completions`, as in `https://api.openai.com/v1`")
-    if adapter == "local":
+    section.require("adapter", "name the provider, or the protocol it speaks, as the guide on providers lists them")
+    names = sorted({*rows, *(alias for row in rows.values() for alias in row.aliases)})
+    adapter = section.choice("adapter", names, "adapter")
+    row = None if adapter is None else find_row(adapter, rows)
+    if adapter == LOCAL:
         section.require("model", "name the model that the local engine loads")
     unset: dict[str, None] = {}
     values = _Values(section, environ, unset)
+    region, project = values.text("region"), values.text("project")
     base_url = values.text("base_url")
+    if base_url is not None:
+        _check_url(section, base_url)
+        row = _row_at(row, base_url, rows)
+    elif row is not None and "base_url" not in section and adapter != LOCAL:
+        base_url = _own_address(section, row, {"region": region, "project": project})
+        if row.key is not None and "api_key" not in section and not _KEYS & set(section):
+            values.default("api_key", f"${{{row.key}}}")
     api_key = values.header_value(section, "api_key")
+    aws = _aws_keys(section, values)
+    google = values.text("credentials")
     ca_file = values.text("ca_file")
     model = values.text("model")
     headers = _headers(section.section("headers", None), values)
-    if base_url is not None:
-        _check_url(section, base_url)
     if ca_file is not None and not Path(ca_file).is_file():
         hint = "give the path of a PEM file; a relative one starts at the working directory"
         section.add("ca_file", f"{section.name('ca_file')} does not exist", hint)
-    if adapter is None:
+    if adapter is None or row is None:
         return None
     return Provider(
         id=id,
         adapter=adapter,
+        row=row,
+        dialect=_dialect(section, adapter, row, rows),
         base_url=base_url.rstrip("/") if base_url else None,
         api_key=Secret(api_key) if api_key else None,
+        aws=aws,
+        google=_google(section, google),
+        region=region,
         model=model,
         ca_file=ca_file,
-        headers=headers,
+        headers={**{name.lower(): Secret(value) for name, value in row.headers.items()}, **headers},
         missing=_missing(list(unset)),
     )
+
+
+def _row_at(row: Row | None, base_url: str, rows: Mapping[str, Row]) -> Row | None:
+    """`adapter: openai` at another address is a server of OpenAI's protocol: what only OpenAI has is not expected."""
+    openai = rows[OPENAI]
+    if row is not openai or openai.base_url is None or _host(base_url) == _host(openai.base_url):
+        return row
+    return rows[COMPATIBLE]
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _own_address(section: Section, row: Row, parts: Mapping[str, str | None]) -> str | None:
+    """The provider's own base URL. Reports what it needs and does not have."""
+    if row.base_url is None:
+        section.require("base_url", "give the address before the paths of its API, as in `https://host/v1`")
+        return None
+    address = row.base_url
+    for name, value in parts.items():
+        if f"{{{name}}}" not in address:
+            continue
+        if value is None:
+            if name not in section:
+                section.require(name, f"the address of {row.title} has it: {row.base_url}")
+            return None
+        if not _PLACE.fullmatch(value):
+            section.add(name, f"{section.name(name)} cannot stand in an address", "letters, digits and `-` only")
+            return None
+        address = address.replace(f"{{{name}}}", value)
+    return address
+
+
+def _aws_keys(section: Section, values: _Values) -> AwsKeys | None:
+    access, secret = values.text("access_key_id"), values.text("secret_access_key")
+    session = values.text("session_token")
+    if "access_key_id" in section or "secret_access_key" in section:
+        for key in ("access_key_id", "secret_access_key", "region"):
+            section.require(key, "requests are signed with `access_key_id`, `secret_access_key` and `region`")
+    if not access or not secret:
+        return None
+    return AwsKeys(Secret(access), Secret(secret), Secret(session) if session else None)
+
+
+def _google(section: Section, written: str | None) -> Secret | None:
+    """A service account: the path of its JSON file, or the JSON itself out of a variable."""
+    if written is None:
+        return None
+    text = written
+    if not written.startswith("{"):
+        try:
+            text = Path(written).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            section.add("credentials", f"{section.name('credentials')} cannot be read", "give the path of a JSON file")
+            return None
+    try:
+        fields = json.loads(text)
+        complete = all(isinstance(fields[name], str) for name in ("client_email", "private_key", "token_uri"))
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        hint = "it needs `client_email`, `private_key` and `token_uri`, as Google's console writes them"
+        section.add("credentials", f"{section.name('credentials')} is no service account", hint)
+        return None
+    return Secret(text)
+
+
+def _dialect(section: Section, adapter: str, row: Row, rows: Mapping[str, Row]) -> Dialect:
+    written = section.raw("dialect")
+    if written is None:
+        return row.dialect
+    try:
+        return make_row(adapter, {"like": adapter, "dialect": written}, rows).dialect
+    except ValueError as error:
+        section.add("dialect", f"{section.name('dialect')}: {error}", "the guide on providers lists what may differ")
+        return row.dialect
 
 
 def variables_in(text: str) -> list[str]:
@@ -68,6 +183,11 @@ class _Values:
         self._section = section
         self._environ = environ
         self._unset = unset
+        self._defaults: dict[str, str] = {}
+
+    def default(self, key: str, written: str) -> None:
+        """What holds where the key is left out."""
+        self._defaults[key] = written
 
     def text(self, key: str) -> str | None:
         return self.replaced(self._section, key)
@@ -82,7 +202,7 @@ class _Values:
 
     def replaced(self, section: Section, key: str, *, empty: bool = False) -> str | None:
         """The text at `key`; None where it is left out, wrong, empty, or names a variable that is not set."""
-        written = section.text(key)
+        written = section.text(key) if key in section else self._defaults.get(key)
         if written is None:
             return None
         if "${" in _VARIABLE.sub("", written):

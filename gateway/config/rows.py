@@ -30,6 +30,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                         `none`: it cannot be
     thinking_streams    open-weight models think only in streams: without one thinking is switched off
     reasoning_replay    the message field in which earlier reasoning is sent back; None: it is left out
+    cache_marks         `cache_control` may stand on parts and tools of chat completions
     reasoning_tokens    `inside` the output count; `outside` it; `total`: in no field, only in the total
     audio_tokens        of the input: `inside` the prompt count, or `outside` it
     """
@@ -44,6 +45,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     thinking: Literal["effort", "object", "enable", "switch", "none"] = "effort"
     thinking_streams: bool = False
     reasoning_replay: Literal["reasoning_content", "reasoning", "reasoning_details"] | None = None
+    cache_marks: bool = False
     reasoning_tokens: Literal["inside", "outside", "total"] = "inside"
     audio_tokens: Literal["inside", "outside"] = "inside"
 

@@ -1,1 +1,1 @@
-"""Wire formats, one folder each: read into the canonical form, written out of it, or scanned while bytes pass through."""
+"""Wire formats, one folder each: read into the canonical form, written from it, scanned while bytes pass through."""

@@ -8,7 +8,7 @@ both sides speak it, the bytes themselves pass through under a scanner that only
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -72,6 +72,8 @@ class Wire(Protocol):
 
 
 class EmbeddingWire(Protocol):
+    name: WireName
+
     def target(self, model: str) -> str: ...
 
     def write_request(self, request: EmbeddingRequest, model: str, dialect: Dialect) -> Written: ...
@@ -112,6 +114,10 @@ class RequestView(Protocol):
 
     def native_feature(self) -> str | None:
         """A feature in use that only this protocol has, in words ("the tool `web_search`"): no other can serve it."""
+        ...
+
+    def kept_state(self) -> str | None:
+        """The field, if any, by which the request goes on from something that its provider keeps."""
         ...
 
     def last_user_text(self) -> str:
@@ -198,6 +204,7 @@ class ClientProtocol(Protocol):
         ...
 
 
+@runtime_checkable
 class ConversationProtocol(ClientProtocol, Protocol):
     """A surface that any conversation wire can serve through the canonical form."""
 

@@ -22,7 +22,7 @@ class SseEvent(NamedTuple):
 
 
 class SseSplitter:
-    """Server-sent events out of bytes in any cut; lines may end in LF, CR LF or CR. Events without data are left out."""
+    """Server-sent events out of bytes in any cut; lines end in LF, CR LF or CR. Events without data are left out."""
 
     def __init__(self) -> None:
         self._lines = _Lines(splits_at_cr=True)

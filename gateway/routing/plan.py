@@ -15,7 +15,7 @@ import msgspec
 from gateway.config.model import Configuration, Endpoint, Match, Policy, Route
 from gateway.routing.facts import Facts
 from gateway.routing.select import SELECTIONS
-from gateway.types import Candidate, Capability, EndpointHealth
+from gateway.types import CONVERSATION_WIRES, Candidate, EndpointHealth
 
 Quote = Callable[[Endpoint, Facts], Decimal | None]
 """Expected cost of the request at an endpoint in USD; None when no price is known."""
@@ -27,7 +27,7 @@ class Dropped(msgspec.Struct, frozen=True):
     """An endpoint that may not serve this request. `reason` is for machines, `detail` for people."""
 
     endpoint: str
-    reason: str  # missing_key | require | capability | context_window | max_cost | max_ttft
+    reason: str  # missing_key | require | protocol | capability | context_window | kept_state | max_cost | max_ttft
     detail: str
 
 
@@ -52,12 +52,11 @@ def make_plan(
     facts: Facts,
     *,
     health: Mapping[str, EndpointHealth],
-    capabilities: Mapping[str, frozenset[Capability]],
     quote: Quote,
     now: float,
     rng: Random,
 ) -> Plan:
-    """`capabilities`: by endpoint id. `now`: the clock that `health` was recorded with, in seconds."""
+    """`now`: the clock that `health` was recorded with, in seconds."""
     policy = configuration.policies[route.policy]
     pool: list[Candidate] = []
     dropped: list[Dropped] = []
@@ -65,16 +64,28 @@ def make_plan(
         endpoint = configuration.endpoints[endpoint_id]
         state = health.get(endpoint_id, UNKNOWN_HEALTH)
         expected_cost = quote(endpoint, facts)
-        why = _unsuitable(endpoint, policy, facts, capabilities[endpoint_id]) or _over_limits(
-            policy, expected_cost, state
-        )
+        why = _unsuitable(endpoint, policy, facts) or _over_limits(policy, expected_cost, state)
         if why is None:
             pool.append(Candidate(endpoint_id, expected_cost, state.ttft, ejected=state.ejected_until > now))
         else:
             dropped.append(Dropped(endpoint_id, *why))
+    if facts.kept_state is not None:
+        pool, split = _of_one_provider(configuration, pool, facts.kept_state)
+        dropped += split
     ordered = SELECTIONS[policy.select](pool, policy, rng)
     ordered.sort(key=lambda candidate: candidate.ejected)  # stable: keeps the policy's order within both groups
     return Plan(route, policy, configuration.version, tuple(ordered), tuple(dropped))
+
+
+def _of_one_provider(
+    configuration: Configuration, pool: list[Candidate], kept_state: str
+) -> tuple[list[Candidate], list[Dropped]]:
+    """State that a provider keeps is of no use to another one, and nobody here knows which one keeps it."""
+    providers = {configuration.endpoints[candidate.endpoint].provider.id for candidate in pool}
+    if len(providers) <= 1:
+        return pool, []
+    detail = f"`{kept_state}` is known to one provider only, and {len(providers)} could be asked"
+    return [], [Dropped(candidate.endpoint, "kept_state", detail) for candidate in pool]
 
 
 def _matches(match: Match, facts: Facts) -> bool:
@@ -96,9 +107,7 @@ def _any_glob(globs: tuple[str, ...], value: str) -> bool:
     return not globs or any(glob in ("*", value) or fnmatchcase(value, glob) for glob in globs)
 
 
-def _unsuitable(
-    endpoint: Endpoint, policy: Policy, facts: Facts, capabilities: frozenset[Capability]
-) -> tuple[str, str] | None:
+def _unsuitable(endpoint: Endpoint, policy: Policy, facts: Facts) -> tuple[str, str] | None:
     if endpoint.provider.missing is not None:
         return "missing_key", f"provider `{endpoint.provider.id}`: {endpoint.provider.missing}"
     for attribute, allowed in policy.require.items():
@@ -108,12 +117,23 @@ def _unsuitable(
                 "require",
                 f"{attribute} is {value or 'not set'}, policy `{policy.id}` requires {' or '.join(allowed)}",
             )
-    lacking = facts.needs - capabilities
+    if facts.native_feature is not None and facts.wire not in endpoint.speaks:
+        return "protocol", f"the request has {facts.native_feature}, which only the `{facts.wire}` protocol has"
+    if not _serves(endpoint, facts):
+        return "protocol", f"it cannot serve `{facts.surface}`"
+    lacking = facts.needs - endpoint.capabilities
     if lacking:
         return "capability", f"cannot do {', '.join(sorted(lacking))}"
     if endpoint.context_window is not None and facts.input_tokens > endpoint.context_window:
         return "context_window", f"about {facts.input_tokens} input tokens, window is {endpoint.context_window}"
     return None
+
+
+def _serves(endpoint: Endpoint, facts: Facts) -> bool:
+    """Whether it speaks the client's protocol, or one that this surface's requests can be translated into."""
+    if facts.wire in endpoint.speaks or facts.surface == "count_tokens":
+        return True
+    return facts.surface == "embeddings" or not CONVERSATION_WIRES.isdisjoint(endpoint.speaks)
 
 
 def _over_limits(policy: Policy, expected_cost: Decimal | None, health: EndpointHealth) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gateway.config.model import Endpoint
 from gateway.errors import (
+    CallersMistake,
     DeadlineExceeded,
     GatewayError,
     InvalidRequest,
@@ -17,6 +18,7 @@ from gateway.errors import (
     UpstreamStatus,
     UpstreamTimeout,
 )
+from gateway.protocols.complaint import read_complaint, scrub
 from gateway.routing.plan import Plan
 from gateway.routing.retry import retry_after
 
@@ -31,13 +33,25 @@ def explain_no_candidates(plan: Plan) -> GatewayError:
     message = f"policy `{plan.policy.id}` has no endpoint for this request: {detail}"
     if reasons <= {"missing_key"}:
         return Unavailable(message, code="no_endpoint_available")
-    if reasons <= {"capability", "missing_key"}:
+    if "kept_state" in reasons:
+        return InvalidRequest(
+            f"{message}\nhint: send the whole conversation, or use a policy whose endpoints are of one provider",
+            code="state_not_kept",
+        )
+    if reasons <= {"capability", "protocol", "missing_key"}:
         return InvalidRequest(message, code="unsupported_by_endpoints")
     if reasons <= {"context_window", "missing_key"}:
         return InvalidRequest(message, code="context_length_exceeded")
     if reasons & {"require", "max_cost"}:
         return PermissionDenied(message, code="policy_violation")
     return Unavailable(message, code="no_endpoint_available")
+
+
+def explain_mistake(error: UpstreamStatus, secrets: Sequence[str]) -> CallersMistake:
+    """The caller's own mistake, in the words of the upstream less everything that may be secret, with a stable code."""
+    complaint = read_complaint(error.status, error.headers, error.body)
+    message = scrub(complaint.message or f"the provider answered {error.status}", secrets)
+    return CallersMistake(message, status=error.status, code=complaint.code, param=complaint.param)
 
 
 def explain_failures(failures: Sequence[tuple[str, UpstreamError]], *, now_epoch: float) -> GatewayError:

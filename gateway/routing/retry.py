@@ -9,25 +9,16 @@ from __future__ import annotations
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
-import msgspec
-
 from gateway.errors import UpstreamError, UpstreamStatus, UpstreamTimeout
+from gateway.protocols.complaint import read_complaint
 
 Step = Literal["retry", "next", "larger_window", "pass_on", "stop"]
 
 CALLERS_MISTAKE = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422})
+_NOT_THE_CALLERS = frozenset(
+    {"credentials_refused", "insufficient_quota", "permission_denied", "rate_limit_exceeded", "overloaded"}
+)
 MAX_RETRY_AFTER = 86_400.0
-_TOO_LONG = b"context_length_exceeded"
-_TOO_LONG_IN_WORDS = b"maximum context length"
-
-
-class _ErrorFields(msgspec.Struct):
-    code: str | int | None = None
-    message: str | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _ErrorFields | None = None
 
 
 def next_step(error: UpstreamError, *, tries_here: int, attempts: int, client_has_content: bool) -> Step:
@@ -43,7 +34,7 @@ def next_step(error: UpstreamError, *, tries_here: int, attempts: int, client_ha
     if isinstance(error, UpstreamStatus):
         if is_context_too_long(error):
             return "larger_window"
-        if error.status in CALLERS_MISTAKE:
+        if is_callers_mistake(error):
             return "pass_on"
         if error.status < 500 and error.status != 408:
             return "next"  # 401, 403, 404, 429, redirects: the same endpoint will say the same again
@@ -58,20 +49,20 @@ def counts_against(error: UpstreamError, *, caller_named_model: bool) -> bool:
     """
     if not isinstance(error, UpstreamStatus):
         return True
-    return error.status not in CALLERS_MISTAKE and not (error.status == 404 and caller_named_model)
+    return not is_callers_mistake(error) and not (error.status == 404 and caller_named_model)
+
+
+def is_callers_mistake(error: UpstreamStatus) -> bool:
+    """By its status, unless its words say that the provider refuses us: some report bad keys or empty accounts so."""
+    if error.status not in CALLERS_MISTAKE:
+        return False
+    return read_complaint(error.status, error.headers, error.body).code not in _NOT_THE_CALLERS
 
 
 def is_context_too_long(error: UpstreamStatus) -> bool:
-    """OpenAI's `code`, or the words in which many servers that have no such code say the same."""
-    if error.status not in (400, 413) or not (_TOO_LONG in error.body or _TOO_LONG_IN_WORDS in error.body):
-        return False
-    try:
-        body = msgspec.json.decode(error.body, type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    if body.error is None:
-        return False
-    return body.error.code == _TOO_LONG.decode() or _TOO_LONG_IN_WORDS.decode() in (body.error.message or "")
+    return (
+        error.status in (400, 413, 422) and read_complaint(error.status, error.headers, error.body).is_context_too_long
+    )
 
 
 def retry_after(error: UpstreamError, now_epoch: float) -> float | None:

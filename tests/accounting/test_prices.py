@@ -15,8 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.accounting.prices import PriceBook, PricedRates, cost, total_input
-from gateway.config.model import AS_ASKED, Endpoint, Provider
+from gateway.config.model import AS_ASKED, Endpoint
 from gateway.types import BUCKETS, Rates, Usage
+from tests.configuration import make_endpoint, make_provider
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 OPENAI = "https://api.openai.com/v1"
@@ -35,8 +36,8 @@ def book() -> PriceBook:
 def endpoint(
     base_url: str | None, *, id: str = "somebody", adapter: str = "openai", rates: Rates | None = None
 ) -> Endpoint:
-    provider = Provider(id=id, adapter=adapter, base_url=base_url)
-    return Endpoint(id="e", provider=provider, model=AS_ASKED, rates=rates)
+    provider = make_provider(id=id, adapter=adapter, base_url=base_url)
+    return make_endpoint(provider=provider, model=AS_ASKED, rates=rates)
 
 
 def priced(book: PriceBook, base_url: str, model: str, usage: Usage, at: datetime = NOON) -> Decimal:
@@ -237,10 +238,10 @@ import sys
 from datetime import datetime
 from decimal import Decimal
 from gateway.accounting.prices import PriceBook
-from gateway.config.model import Endpoint, Provider
+from tests.configuration import make_endpoint
 from gateway.types import Rates
 book = PriceBook()
-endpoint = Endpoint(id="e", provider=Provider(id="p", adapter="openai"), model="m", rates=Rates(Decimal(1), Decimal(2)))
+endpoint = make_endpoint(rates=Rates(Decimal(1), Decimal(2)))
 assert book.rates_for(endpoint, "m", datetime.now(), 1).rates.output == 2
 assert "genai_prices" not in sys.modules
 book.load()

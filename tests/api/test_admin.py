@@ -19,12 +19,13 @@ from sqlalchemy import Engine, insert, update
 from gateway.accounting.reports import report, to_json
 from gateway.api.admin import MAX_KEY_REQUEST, AdminServices, create_admin_router, install_error_handlers
 from gateway.api.admin_models import AttemptList, UsageReport
-from gateway.config.model import Configuration, Endpoint, Match, Policy, Provider, Route, Secret
+from gateway.config.model import Configuration, Match, Policy, Route, Secret
 from gateway.errors import StoreError
 from gateway.store.database import Database
 from gateway.store.keys import create_key, ensure_admin_key, find_active, hash_secret, revoke_key
 from gateway.store.tables import api_keys, usage_events
 from gateway.types import BUCKETS, EndpointHealth
+from tests.configuration import make_endpoint, make_provider
 
 ADMIN_KEY = "the-admin-key-of-these-tests"
 HOSTILE = '</script><img src=x onerror="alert(1)">'
@@ -54,18 +55,18 @@ def tables(engine: Engine) -> None:
 
 
 def configuration() -> Configuration:
-    paid = Provider(
+    paid = make_provider(
         id="openai",
         adapter="openai",
         base_url="https://user:url-password@api.example/v1",
         api_key=Secret("sk-upstream"),
         headers={"x-org": Secret("header-secret")},
     )
-    unset = Provider(id="claude", adapter="anthropic", missing="`ANTHROPIC_API_KEY` is not set")
+    unset = make_provider(id="claude", adapter="anthropic", missing="`ANTHROPIC_API_KEY` is not set")
     endpoints = [
-        Endpoint(id="gpt-mini", provider=paid, model="gpt-4o-mini", region="us"),
-        Endpoint(id="any", provider=paid, model="*"),
-        Endpoint(id="haiku", provider=unset, model="claude-haiku-4-5"),
+        make_endpoint(id="gpt-mini", provider=paid, model="gpt-4o-mini", region="us"),
+        make_endpoint(id="any", provider=paid, model="*"),
+        make_endpoint(id="haiku", provider=unset, model="claude-haiku-4-5"),
     ]
     return Configuration(
         version="0123456789ab",

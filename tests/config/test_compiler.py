@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.config.compiler import KEYS, compile_configuration
 from gateway.config.document import Document, read_document
-from gateway.config.model import AS_ASKED, Configuration, Endpoint, Limits, Match, Secret, Timeouts
+from gateway.config.model import AS_ASKED, AwsKeys, Configuration, Endpoint, Limits, Match, Secret, Timeouts
+from gateway.config.row_book import shipped_rows
 from gateway.errors import ConfigError
 from gateway.types import Rates
 
@@ -52,7 +53,8 @@ def test_everything_compiles() -> None:
           l: {adapter: local, model: small}
         endpoints:
           asked: {provider: p, model: "*"}
-          named: {provider: p, model: big, region: us, context_window: 8192, capabilities: [stream, tools]}
+          named:
+            {provider: p, model: big, region: us, context_window: 8192, capabilities: [stream, tools], speaks: [chat]}
           plain: {provider: p, capabilities: []}
           local: {provider: l, price: {input: 0.15, output: 0.600, cache_write: 1, request: 0.0000001}}
         routes:
@@ -90,7 +92,8 @@ def test_everything_compiles() -> None:
     assert p.headers == {"x-org": Secret("org-none")} and p.missing is None
     endpoints = configuration.endpoints
     assert [endpoint.model for endpoint in endpoints.values()] == [AS_ASKED, "big", "fallback", "small"]
-    assert endpoints["asked"].rates is None and endpoints["asked"].capabilities is None
+    assert endpoints["asked"].rates is None
+    assert endpoints["asked"].capabilities == p.row.capabilities and endpoints["asked"].speaks == p.row.speaks
     assert endpoints["plain"].capabilities == frozenset()
     assert endpoints["named"] == Endpoint(
         id="named",
@@ -99,6 +102,7 @@ def test_everything_compiles() -> None:
         region="us",
         context_window=8192,
         capabilities=frozenset({"stream", "tools"}),
+        speaks=("chat",),
     )
     assert endpoints["local"].rates == Rates(
         input=Decimal("0.15"), output=Decimal("0.600"), cache_write_5m=Decimal(1), request=Decimal("1E-7")
@@ -159,9 +163,53 @@ def test_a_missing_provider_still_has_to_give_its_endpoints_a_model() -> None:
     assert build(text.replace("}}\n    endp", ', model: "${M}"}}\n    endp')).endpoints["e"].provider.missing
 
 
-def test_adapters_are_those_that_the_caller_knows() -> None:
-    document = read("version: 1\nproviders: {c: {adapter: anthropic}}\n")
-    assert compile_configuration(document, {}, adapters=("anthropic",)).providers["c"].adapter == "anthropic"
+def test_a_provider_that_is_known_needs_no_address_and_no_key_name() -> None:
+    provider = build("version: 1\nproviders: {g: {adapter: groq}}", GROQ_API_KEY="gsk").providers["g"]
+    assert provider.row == shipped_rows()["groq"] and provider.base_url == provider.row.base_url
+    assert provider.api_key == Secret("gsk") and provider.missing is None
+    assert build("version: 1\nproviders: {g: {adapter: groq}}").providers["g"].missing == "`GROQ_API_KEY` is not set"
+
+
+def test_an_address_of_ones_own_gets_no_key_that_is_not_named() -> None:
+    text = "version: 1\nproviders: {g: {adapter: groq, base_url: http://proxy/v1}}"
+    assert build(text, GROQ_API_KEY="gsk").providers["g"].api_key is None
+
+
+def test_another_server_of_openais_protocol_is_not_expected_to_have_all_of_it() -> None:
+    text = "version: 1\nproviders: {o: {adapter: openai, base_url: %s}}"
+    assert build(text % "https://api.openai.com/v1").providers["o"].row == shipped_rows()["openai"]
+    assert build(text % "http://127.0.0.1:8000/v1").providers["o"].row == shipped_rows()["openai-compatible"]
+
+
+def test_a_row_of_ones_own() -> None:
+    provider = build(
+        """\
+        version: 1
+        adapters:
+          acme:
+            title: Acme
+            like: openai-compatible
+            base_url: https://llm.acme.example/v1
+            key: ACME_KEY
+            dialect: {limit_name: max_tokens, unsupported: [seed]}
+        providers: {a: {adapter: acme, dialect: {system_role: developer}}}
+        """,
+        ACME_KEY="k",
+    ).providers["a"]
+    assert (provider.base_url, provider.api_key) == ("https://llm.acme.example/v1", Secret("k"))
+    assert provider.row.speaks == shipped_rows()["openai-compatible"].speaks
+    assert provider.row.dialect.system_role == "system" and provider.dialect.system_role == "developer"
+    assert provider.dialect.limit_name == "max_tokens" and provider.dialect.unsupported == ("seed",)
+
+
+def test_addresses_that_name_a_region() -> None:
+    text = (
+        "version: 1\nproviders: {b: {adapter: bedrock, region: eu-west-1, access_key_id: a, secret_access_key: s}}"
+    )
+    provider = build(text).providers["b"]
+    assert provider.base_url == "https://bedrock-runtime.eu-west-1.amazonaws.com"
+    assert provider.aws == AwsKeys(Secret("a"), Secret("s")) and provider.api_key is None
+    assert {secret.reveal() for secret in provider.secrets()} == {"a", "s"}
 
 
 def test_a_stored_document_compiles_to_the_same_configuration() -> None:

@@ -40,7 +40,7 @@ def mistakes(text: str, environ: dict[str, str] | None = None) -> list[str]:
     return [f"{mistake.line}: {mistake.message} | {mistake.hint}" for mistake in caught.value.mistakes]
 
 
-TOP = "one of `domains`, `endpoints`, `policies`, `providers`, `routes`, `server`, `teams`, `version`"
+TOP = "one of `adapters`, `domains`, `endpoints`, `policies`, `providers`, `routes`, `server`, `teams`, `version`"
 DURATION = "write `5s`, `300ms`, `2m`, `1h`, or a number of seconds"
 PRICE = "give both `input` and `output`, in USD per million tokens; without `price` the catalogue"
 ID = "letters, digits, `.`, `_` and `-`, the first a letter or digit, at most 64"
@@ -307,13 +307,43 @@ def test_one_mistake_of_an_endpoint(endpoint: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("provider", "expected"),
     [
-        ("{}", "`providers.q.adapter` is missing | name one of `local`, `openai`"),
-        ("{adapter: anthropic}", "unknown adapter `anthropic` | one of `local`, `openai`"),
+        (
+            "{}",
+            "`providers.q.adapter` is missing "
+            "| name the provider, or the protocol it speaks, as the guide on providers lists them",
+        ),
         ("{adapter: opena, base_url: http://h}", "unknown adapter `opena` | did you mean `openai`?"),
         (
-            "{adapter: openai}",
-            "`providers.q.base_url` is missing "
-            "| give the address before `/chat/completions`, as in `https://api.openai.com/v1`",
+            "{adapter: openai-compatible}",
+            "`providers.q.base_url` is missing | give the address before the paths of its API, as in `https://host/v1`",
+        ),
+        (
+            "{adapter: bedrock, access_key_id: a, secret_access_key: s}",
+            "`providers.q.region` is missing "
+            "| the address of Amazon Bedrock has it: https://bedrock-runtime.{region}.amazonaws.com",
+        ),
+        (
+            "{adapter: bedrock, region: eu, access_key_id: sk-a}",
+            "`providers.q.secret_access_key` is missing "
+            "| requests are signed with `access_key_id`, `secret_access_key` and `region`",
+        ),
+        (
+            "{adapter: bedrock, region: 'eu/..', api_key: sk}",
+            "`providers.q.region` cannot stand in an address | letters, digits and `-` only",
+        ),
+        (
+            "{adapter: vertex, project: p, region: eu, credentials: missing.json}",
+            "`providers.q.credentials` cannot be read | give the path of a JSON file",
+        ),
+        (
+            '{adapter: vertex, project: p, region: eu, credentials: "{}"}',
+            "`providers.q.credentials` is no service account "
+            "| it needs `client_email`, `private_key` and `token_uri`, as Google's console writes them",
+        ),
+        (
+            "{adapter: openai, dialect: {system_rol: system}}",
+            "`providers.q.dialect`: `dialect`: unknown field `system_rol`; did you mean `system_role`? "
+            "| the guide on providers lists what may differ",
         ),
         ("{adapter: local}", "`providers.q.model` is missing | name the model that the local engine loads"),
         (
@@ -380,7 +410,7 @@ def test_one_mistake_of_an_endpoint(endpoint: str, expected: str) -> None:
 def test_one_mistake_of_a_provider(provider: str, expected: str) -> None:
     found = mistakes(BASE.replace("endpoints:\n", f"  q: {provider}\nendpoints:\n", 1))
     assert found == [f"5: {expected}"]
-    assert "secret" not in found[0].replace("${sk secret}", "")
+    assert "secret" not in found[0].replace("${sk secret}", "").replace("secret_access_key", "")
 
 
 @pytest.mark.parametrize("written", ["version: 2", "version: '1'", "version: true", "version: 1.0", "version:"])
@@ -404,7 +434,7 @@ def test_every_mistake_is_reported_at_once_in_the_order_of_lines() -> None:
     endpoints:
       a: {provider: p, model: m, regoin: eu}
     providers:
-      p: {adapter: openai}
+      p: {adapter: openai-compatible}
     """
     assert [line.split(" | ")[0] for line in mistakes(text)] == [
         "1: `version` must be 1",

@@ -130,12 +130,7 @@ def test_the_published_example_fails_only_where_an_adapter_is_unknown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("contract.yaml").write_text(CONTRACT_EXAMPLE)
-    assert check_report(Path("contract.yaml"), {}) == (
-        2,
-        ["contract.yaml:4: unknown adapter `anthropic`", "hint: one of `local`, `openai`"],
-    )
-    known = ("openai", "local", "anthropic")
-    configuration = compile_configuration(read_document(Path("contract.yaml")), {}, adapters=known)
+    configuration = compile_configuration(read_document(Path("contract.yaml")), {})
     assert configuration.routes[0].match.domain == ("finance",)
     assert configuration.policies["stays-in-eu"].require == {"region": ("eu",)}
-    assert check_report(Path("contract.yaml"), {}, adapters=known)[0] == 0
+    assert check_report(Path("contract.yaml"), {})[0] == 0

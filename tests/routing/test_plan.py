@@ -10,14 +10,20 @@ from typing import Any
 import pytest
 
 from gateway.config.model import Configuration, Endpoint, Limits, Match, Policy, Provider, Route
+from gateway.config.rows import PLAIN, Row
 from gateway.routing.facts import Facts
 from gateway.routing.plan import Plan, make_plan, match_route
-from gateway.types import Capability, EndpointHealth
+from gateway.types import EndpointHealth
 
+ROW = Row(
+    title="P",
+    speaks=("chat",),
+    capabilities=frozenset({"stream", "tools", "json_schema", "vision", "audio", "files"}),
+    source="https://p",
+)
 PROVIDERS = {
-    "p": Provider(id="p", adapter="openai", base_url="http://p"),
-    "q": Provider(id="q", adapter="openai", base_url="http://q"),
-    "keyless": Provider(id="keyless", adapter="openai", base_url="http://k", missing="`K` is not set"),
+    id: Provider(id=id, adapter="openai", row=ROW, dialect=PLAIN, base_url=f"http://{id}", missing=missing)
+    for id, missing in (("p", None), ("q", None), ("keyless", "`K` is not set"))
 }
 
 
@@ -29,8 +35,14 @@ def facts(**fields: Any) -> Facts:
 
 
 def configuration(policy: Mapping[str, Any] | None = None, **endpoints: Mapping[str, Any]) -> Configuration:
+    row = {"capabilities": ROW.capabilities, "speaks": ROW.speaks}
     named = {
-        id: Endpoint(id=id, provider=PROVIDERS[fields.get("provider", "p")], model="m", **_without_provider(fields))
+        id: Endpoint(
+            id=id,
+            provider=PROVIDERS[fields.get("provider", "p")],
+            model="m",
+            **{**row, **_without_provider(fields)},
+        )
         for id, fields in (endpoints or {"a": {}, "b": {}, "c": {}}).items()
     }
     return Configuration(
@@ -51,18 +63,15 @@ def plan(
     asked: Facts | None = None,
     *,
     health: Mapping[str, EndpointHealth] | None = None,
-    capabilities: Mapping[str, frozenset[Capability]] | None = None,
     costs: Mapping[str, Decimal | None] | None = None,
     now: float = 100.0,
     seed: int = 1,
 ) -> Plan:
-    everything: frozenset[Capability] = frozenset({"stream", "tools", "json_schema", "vision", "audio", "files"})
     return make_plan(
         chosen,
         chosen.routes[0],
         asked or facts(),
         health=health or {},
-        capabilities=capabilities or dict.fromkeys(chosen.endpoints, everything),
         quote=lambda endpoint, _: (costs or {}).get(endpoint.id),
         now=now,
         rng=Random(seed),
@@ -160,13 +169,45 @@ def test_a_requirement_fails_closed(require: dict[str, tuple[str, ...]], left: l
 
 
 def test_what_an_endpoint_cannot_do_is_not_asked_of_it() -> None:
-    made = plan(
-        configuration(a={}, b={}),
-        facts(needs=frozenset({"vision", "tools"})),
-        capabilities={"a": frozenset({"tools"}), "b": frozenset({"tools", "vision", "stream"})},
+    chosen = configuration(
+        a={"capabilities": frozenset({"tools"})}, b={"capabilities": frozenset({"tools", "vision", "stream"})}
     )
+    made = plan(chosen, facts(needs=frozenset({"vision", "tools"})))
     assert (order(made), reasons(made)) == (["b"], {"a": "capability"})
     assert made.dropped[0].detail == "cannot do vision"
+
+
+def test_what_one_protocol_alone_has_stays_within_it() -> None:
+    chosen = configuration(a={}, b={"speaks": ("chat", "responses")}, c={"speaks": ("responses",)})
+    asked = facts(surface="responses", wire="responses", native_feature="the tool `web_search`")
+    made = plan(chosen, asked)
+    assert (order(made), reasons(made)) == (["b", "c"], {"a": "protocol"})
+    assert made.dropped[0].detail == "the request has the tool `web_search`, which only the `responses` protocol has"
+    assert order(plan(chosen, facts(surface="responses", wire="responses"))) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("surface", "wire", "speaks", "serves"),
+    [
+        ("messages", "messages", ("chat",), True),
+        ("completions", "completions", ("chat",), True),
+        ("completions", "completions", ("completions",), True),
+        ("chat", "chat", ("completions",), False),
+        ("chat", "chat", ("embeddings",), False),
+        ("count_tokens", "messages", ("embeddings",), True),
+    ],
+)
+def test_surfaces_and_the_protocols_that_serve_them(surface: Any, wire: Any, speaks: Any, serves: bool) -> None:
+    made = plan(configuration(a={"speaks": speaks}), facts(surface=surface, wire=wire))
+    assert reasons(made) == ({} if serves else {"a": "protocol"})
+
+
+def test_state_that_one_provider_keeps_needs_one_provider() -> None:
+    asked = facts(surface="responses", wire="responses", kept_state="previous_response_id", native_feature="x")
+    speaks = {"speaks": ("responses",)}
+    assert order(plan(configuration(a=speaks, b=speaks, c={}), asked)) == ["a", "b"]
+    made = plan(configuration(a=speaks, b={**speaks, "provider": "q"}, c={}), asked)
+    assert (order(made), reasons(made)) == ([], {"a": "kept_state", "b": "kept_state", "c": "protocol"})
 
 
 def test_a_window_that_is_too_small_is_dropped() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config.model import Endpoint, Match, Policy, Provider, Route
+from gateway.config.model import Match, Policy, Route
 from gateway.errors import (
     ConnectFailed,
     DeadlineExceeded,
@@ -31,10 +31,13 @@ from gateway.routing.retry import (
     CALLERS_MISTAKE,
     MAX_RETRY_AFTER,
     counts_against,
+    is_callers_mistake,
     is_context_too_long,
     next_step,
     retry_after,
 )
+
+from tests.configuration import make_endpoint
 
 NOW = 1_700_000_000.0
 
@@ -90,17 +93,15 @@ def test_the_end_of_the_whole_time_is_the_end(client_has_content: bool) -> None:
     [
         (too_long(), True),
         (too_long(413), True),
-        (too_long(422), False),
+        (too_long(422), True),
         (too_long(500), False),
+        (too_long(401), False),
         (status(400, {"error": {"code": 400, "message": "This model's maximum context length is 8192 tokens."}}), True),
-        (status(400, {"error": {"code": "other", "message": "context_length_exceeded"}}), False),
-        (status(400, {"message": "context_length_exceeded"}), False),
-        (status(400, "context_length_exceeded"), False),
-        (status(400, {"error": "context_length_exceeded"}), False),
-        (status(400, {"error": None, "x": "context_length_exceeded"}), False),
-        (UpstreamStatus(400, [], b"context_length_exceeded"), False),
-        (UpstreamStatus(400, [], b'{"error": {"code": "\xff context_length_exceeded"}}'), False),
-        (UpstreamStatus(400, [], b"[" * 100_000 + b"context_length_exceeded"), False),
+        (status(400, {"type": "error", "error": {"message": "prompt is too long: 3 tokens > 2 maximum"}}), True),
+        (status(400, {"message": "Input is too long for requested model."}), True),
+        (status(400, {"error": {"code": "other", "message": "no such parameter"}}), False),
+        (UpstreamStatus(400, [], b'{"error": {"code": "\xff", "message": "x"}}'), False),
+        (UpstreamStatus(400, [], b"[" * 100_000), False),
     ],
 )
 def test_what_says_that_the_context_is_too_long(error: UpstreamStatus, expected: bool) -> None:
@@ -215,6 +216,26 @@ def test_upstreams_words_are_not_in_an_explanation() -> None:
     [(8, 4, True), (4, 8, False), (4, 4, False), (None, 4, True), (4, None, True), (None, None, True)],
 )
 def test_larger_windows(candidate: int | None, failed: int | None, expected: bool) -> None:
-    provider = Provider(id="p", adapter="openai")
-    first, second = (Endpoint(id="e", provider=provider, model="m", context_window=n) for n in (candidate, failed))
+    first, second = (make_endpoint(context_window=n) for n in (candidate, failed))
     assert is_larger(first, second) is expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {
+            "error": {
+                "code": 400,
+                "message": "API key not valid. Please pass a valid API key.",
+                "status": "INVALID_ARGUMENT",
+            }
+        },
+        {"error": {"message": "You exceeded your current quota, please check your plan and billing details."}},
+        {"code": "invalid-argument", "error": "Incorrect API key provided."},
+    ],
+)
+def test_a_refusal_of_our_credentials_is_not_the_callers_mistake_whatever_its_status(body: Any) -> None:
+    error = status(400, body)
+    assert not is_callers_mistake(error)
+    assert next_step(error, tries_here=1, attempts=3, client_has_content=False) == "next"
+    assert counts_against(error, caller_named_model=True)

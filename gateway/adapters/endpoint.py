@@ -1,0 +1,155 @@
+"""One endpoint: where it is, how it is asked, and whether a request passes through or is translated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+from gateway.adapters.base import Call, Signer
+from gateway.adapters.counting import LocalCount
+from gateway.adapters.embedding import EmbeddingTranslation
+from gateway.adapters.emulation import emulate
+from gateway.adapters.fitting import fit
+from gateway.adapters.passage import Passage
+from gateway.adapters.translation import Translation
+from gateway.adapters.wires import CONVERSATIONS, EMBEDDINGS, WIRES
+from gateway.canonical import Request
+from gateway.config.rows import Dialect
+from gateway.errors import InvalidRequest
+from gateway.protocols.base import ConversationProtocol, Wire, Written
+from gateway.protocols.inbound import Inbound
+from gateway.protocols.messages.wire import COUNT_TOKENS_PROTOCOL
+from gateway.types import Capability, WireName
+from gateway.upstream.request import Origin, UpstreamRequest, header_block
+
+UNSUPPORTED = "unsupported_by_endpoint"
+"""The code of an InvalidRequest that another endpoint may well serve."""
+_MAX_TEMPLATES = 256
+"""Kept requests without bodies; an endpoint of any model has one for each model that clients name."""
+
+
+class EndpointAdapter:
+    """See `adapters.base.Adapter`. `upstream_model`: what to ask for; None: as the client asked.
+
+    `speaks`: in the order of preference. `paths`: where a wire's path is not the usual one; `{model}` is replaced.
+    """
+
+    def __init__(
+        self,
+        *,
+        origin: Origin,
+        path: str,
+        headers: Sequence[tuple[str, str]],
+        upstream_model: str | None,
+        speaks: Sequence[WireName],
+        capabilities: frozenset[Capability],
+        dialect: Dialect,
+        paths: Mapping[WireName, str] | None = None,
+        signer: Signer | None = None,
+    ) -> None:
+        self.capabilities = capabilities
+        self.speaks = frozenset(speaks)
+        self.signer = signer
+        self._origin = origin
+        self._path = path
+        self._paths = paths or {}
+        self._model = upstream_model
+        self._dialect = dialect
+        self._conversations = [WIRES[name] for name in speaks if name in CONVERSATIONS]
+        self._embedding = next((EMBEDDINGS[name] for name in speaks if name in EMBEDDINGS), None)
+        common = [("content-type", "application/json"), ("accept-encoding", "identity"), *headers]
+        self._blocks = [
+            header_block([*common, ("accept", accepted)]) for accepted in ("application/json", "text/event-stream")
+        ]
+        self._templates: dict[tuple[str, bool], UpstreamRequest] = {}
+
+    def open(self, inbound: Inbound) -> Call:
+        protocol, surface = inbound.protocol, inbound.protocol.surface
+        model = self._model or inbound.model
+        if protocol.wire in self.speaks and not self._must_emulate(inbound):
+            body = protocol.rewrite(inbound.view, inbound.body, self._model, self._dialect)
+            target = (
+                COUNT_TOKENS_PROTOCOL.target(model)
+                if surface == "count_tokens"
+                else self._target(protocol.wire, model, inbound)
+            )
+            return Passage(inbound, self._request(target, body, inbound), self._dialect)
+        if surface == "count_tokens":
+            return LocalCount(inbound, model)
+        if surface == "embeddings":
+            return self._translate_embedding(inbound, model)
+        return self._translate(inbound, model)
+
+    def _must_emulate(self, inbound: Inbound) -> bool:
+        return self._dialect.json_schema != "native" and "json_schema" in inbound.view.needs()
+
+    def _translate(self, inbound: Inbound, model: str) -> Call:
+        protocol = inbound.protocol
+        if not self._conversations or not isinstance(protocol, ConversationProtocol):
+            raise _unsupported(f"it has no {protocol.surface}")
+        asked = inbound.canonical(protocol)
+        fitted, left_out = fit(asked, self.capabilities)
+        emulation = emulate(fitted, self._dialect)
+        wire, written = self._write(emulation.request, model)
+        return Translation(
+            protocol=protocol,
+            asked=asked,
+            wire=wire,
+            emulation=emulation,
+            request=self._request(self._target(wire.name, model, inbound), written.body, inbound),
+            model=model,
+            dialect=self._dialect,
+            dropped=tuple(dict.fromkeys((*left_out, *written.dropped))),
+        )
+
+    def _write(self, request: Request, model: str) -> tuple[Wire, Written]:
+        """In the first of the endpoint's conversation formats that can say it all, or else drops the least."""
+        best: tuple[Wire, Written] | None = None
+        refusal: InvalidRequest | None = None
+        for wire in self._conversations:
+            try:
+                written = wire.write_request(request, model, self._dialect)
+            except InvalidRequest as error:
+                if error.code != UNSUPPORTED:
+                    raise
+                refusal = refusal or error
+                continue
+            if best is None or len(written.dropped) < len(best[1].dropped):
+                best = wire, written
+            if not written.dropped:
+                break
+        if best is None:
+            assert refusal is not None, "there is a conversation format"
+            raise refusal
+        return best
+
+    def _translate_embedding(self, inbound: Inbound, model: str) -> Call:
+        if self._embedding is None:
+            raise _unsupported("it has no embeddings")
+        return EmbeddingTranslation(inbound, self._embedding, model, self._dialect, self._request)
+
+    def _target(self, name: WireName, model: str, inbound: Inbound) -> str:
+        path = self._paths.get(name)
+        if path is not None:
+            return path.replace("{model}", quote(model, safe=""))
+        if name == "embeddings":
+            return EMBEDDINGS[name].target(model)
+        return WIRES[name].target(model, stream=inbound.wants_stream)
+
+    def _request(self, target: str, body: bytes, inbound: Inbound) -> UpstreamRequest:
+        streams = inbound.wants_stream
+        template = self._templates.get((target, streams))
+        if template is None:
+            if len(self._templates) >= _MAX_TEMPLATES:
+                self._templates.clear()
+            raw_target = (self._path + target).encode("ascii")
+            template = UpstreamRequest(self._origin, b"POST", raw_target, self._blocks[streams])
+            self._templates[target, streams] = template
+        request = template.with_body(body)
+        if inbound.forwarded and inbound.protocol.wire in self.speaks:
+            request.headers += header_block(inbound.forwarded)
+        return request
+
+
+def _unsupported(why: str) -> InvalidRequest:
+    return InvalidRequest(f"this endpoint cannot serve the request: {why}", code=UNSUPPORTED)

@@ -1,0 +1,178 @@
+"""The two sides speak different protocols: through the canonical form, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from gateway.adapters.base import Call
+from gateway.adapters.emulation import Emulation, ToolAsText, restore_answer
+from gateway.canonical import (
+    Answer,
+    Event,
+    Finished,
+    PartAdded,
+    Reasoning,
+    ReasoningDelta,
+    Refusal,
+    RefusalDelta,
+    Request,
+    Started,
+    Text,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallStarted,
+    UsageReported,
+)
+from gateway.config.rows import Dialect
+from gateway.protocols.base import ConversationProtocol, StreamDecoder, StreamReader, StreamWriter, Summary, Wire
+from gateway.types import Usage
+from gateway.upstream.request import UpstreamRequest
+
+_MAX_TEXT = 4 * 1024 * 1024
+"""Characters of an answer that are kept for counting its tokens."""
+_WHOLE_CONTENT = (ToolCallStarted, PartAdded, Finished)
+
+
+class Translation(Call):
+    """`asked`: the client's request; `model`: what the upstream is asked for."""
+
+    def __init__(
+        self,
+        *,
+        protocol: ConversationProtocol,
+        asked: Request,
+        wire: Wire,
+        emulation: Emulation,
+        request: UpstreamRequest,
+        model: str,
+        dialect: Dialect,
+        dropped: Sequence[str],
+    ) -> None:
+        self.request = request
+        self.note = _note(protocol.wire, wire.name, dropped, emulation)
+        self._protocol = protocol
+        self._asked = asked
+        self._wire = wire
+        self._emulation = emulation
+        self._model = model
+        self._dialect = dialect
+
+    def read_answer(self, body: bytes) -> tuple[bytes, Summary]:
+        answer = self._wire.read_answer(body, self._dialect)
+        answer.model = answer.model or self._model
+        if self._emulation.uses_tool:
+            answer = restore_answer(answer)
+        finish = answer.choices[0].raw_finish if answer.choices else None
+        text = "" if answer.usage is not None else _written(answer)
+        summary = Summary(answer.usage, answer.raw_usage, finish, text)
+        return self._protocol.write_answer(answer, self._asked), summary
+
+    def open_stream(self) -> StreamReader:
+        return TranslatingReader(
+            self._wire.open_decoder(self._dialect),
+            self._protocol.open_writer(self._asked),
+            self._model,
+            ToolAsText() if self._emulation.uses_tool else None,
+        )
+
+
+class TranslatingReader:
+    """See `protocols.base.StreamReader`."""
+
+    def __init__(
+        self, decoder: StreamDecoder, writer: StreamWriter, model: str, tool_as_text: ToolAsText | None
+    ) -> None:
+        self.has_content = False
+        self.is_finished = False
+        self.usage: Usage | None = None
+        self.raw_usage: msgspec.Raw | None = None
+        self.finish_reason: str | None = None
+        self._decoder = decoder
+        self._writer = writer
+        self._model = model
+        self._tool_as_text = tool_as_text
+        self._has_started = False
+        self._text: list[str] = []
+        self._text_length = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        shown = self._show(self._decoder.feed(chunk))
+        if self._decoder.is_finished and not self.is_finished:
+            shown += self._end()
+        return shown
+
+    def finish(self) -> bytes:
+        shown = self._show(self._decoder.finish())
+        return shown if self.is_finished else shown + self._end()
+
+    def text(self) -> str:
+        return "".join(self._text)
+
+    def _end(self) -> bytes:
+        self.is_finished = self.has_content = True
+        return self._start() + self._writer.end()
+
+    def _start(self) -> bytes:
+        """A stream whose upstream never named itself starts all the same."""
+        if self._has_started:
+            return b""
+        self._has_started = True
+        return self._writer.write(Started(model=self._model))
+
+    def _show(self, events: Iterable[Event]) -> bytes:
+        if self._tool_as_text is not None:
+            events = self._tool_as_text.restore(events)
+        return b"".join([self._show_event(event) for event in events])
+
+    def _show_event(self, event: Event) -> bytes:
+        if isinstance(event, Started):
+            if self._has_started:
+                return b""
+            self._has_started = True
+            return self._writer.write(Started(event.id, event.model or self._model, event.created))
+        self._learn(event)
+        return self._start() + self._writer.write(event)
+
+    def _learn(self, event: Event) -> None:
+        if isinstance(event, UsageReported):
+            self.usage, self.raw_usage = event.usage, event.raw
+        elif isinstance(event, Finished):
+            self.finish_reason = event.raw
+        text = _text_of(event)
+        if text or isinstance(event, _WHOLE_CONTENT):
+            self.has_content = True
+        if text and self._text_length < _MAX_TEXT:
+            self._text.append(text)
+            self._text_length += len(text)
+
+
+def _text_of(event: Event) -> str:
+    if isinstance(event, (TextDelta, ReasoningDelta, RefusalDelta)):
+        return event.text
+    if isinstance(event, ToolCallStarted):
+        return event.name
+    return event.arguments if isinstance(event, ToolCallDelta) else ""
+
+
+def _written(answer: Answer) -> str:
+    """Everything that the model wrote."""
+    pieces = []
+    for choice in answer.choices:
+        for part in choice.parts:
+            if isinstance(part, (Text, Reasoning, Refusal)):
+                pieces.append(part.text)
+            elif isinstance(part, ToolCall):
+                pieces += [part.name, part.arguments]
+    return "".join(pieces)
+
+
+def _note(client: str, upstream: str, dropped: Sequence[str], emulation: Emulation) -> str:
+    words = [f"{client}>{upstream}"]
+    if dropped:
+        words.append(f"dropped={','.join(dropped)}")
+    if emulation.by is not None:
+        words.append(f"emulated=json_schema:{emulation.by}")
+    return "; ".join(words)

@@ -1,0 +1,59 @@
+"""The applications' API: one path for each surface. Parse once, keep the bytes, hand over to the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gateway.api.auth import KeyRing
+from gateway.api.http import AsgiReply, CancelOnDisconnect, Receive, read_body
+from gateway.pipeline import Pipeline
+from gateway.protocols.base import ClientProtocol
+from gateway.protocols.chat.wire import CHAT_PROTOCOL
+from gateway.protocols.completions.wire import COMPLETIONS_PROTOCOL
+from gateway.protocols.embeddings.wire import EMBEDDINGS_PROTOCOL
+from gateway.protocols.inbound import Inbound
+from gateway.protocols.messages.wire import COUNT_TOKENS_PROTOCOL, MESSAGES_PROTOCOL
+from gateway.protocols.responses.wire import RESPONSES_PROTOCOL
+
+CLIENT_CLOSED = 499
+"""Not sent to anybody: what metrics say of a request whose client went away."""
+
+SURFACES: Mapping[str, ClientProtocol] = {
+    "/v1/chat/completions": CHAT_PROTOCOL,
+    "/v1/responses": RESPONSES_PROTOCOL,
+    "/v1/completions": COMPLETIONS_PROTOCOL,
+    "/v1/embeddings": EMBEDDINGS_PROTOCOL,
+    "/v1/messages": MESSAGES_PROTOCOL,
+    "/v1/messages/count_tokens": COUNT_TOKENS_PROTOCOL,
+}
+MESSAGES_PREFIX = "/v1/messages"
+"""Below it errors have Anthropic's shape, elsewhere OpenAI's."""
+
+_FORWARDED = (b"anthropic-beta", b"openai-beta")
+"""What a client says to its protocol in headers: an upstream of the same protocol hears it."""
+
+
+async def serve_surface(
+    protocol: ClientProtocol,
+    pipeline: Pipeline,
+    keys: KeyRing,
+    headers: dict[bytes, bytes],
+    receive: Receive,
+    reply: AsgiReply,
+) -> int:
+    """Returns the HTTP status sent. Raises GatewayError while nothing was sent."""
+    caller = await keys.authenticate(headers)
+    body = await read_body(receive, headers, pipeline.snapshot.configuration.server.max_body_bytes)
+    forwarded = tuple((name, headers[name]) for name in _FORWARDED if name in headers)
+    inbound = Inbound(protocol, protocol.parse(body), body, forwarded)
+    with CancelOnDisconnect(receive, reply) as disconnect:
+        return await pipeline.run(inbound, caller, headers, reply)
+    assert disconnect.happened
+    return CLIENT_CLOSED
+
+
+def protocol_of(path: str) -> ClientProtocol:
+    """Whose errors a client of this path understands."""
+    if path.startswith(MESSAGES_PREFIX):
+        return MESSAGES_PROTOCOL
+    return SURFACES.get(path, CHAT_PROTOCOL)

@@ -1,0 +1,1 @@
+"""OpenAI chat completions, in all the dialects that other providers speak."""

@@ -1,0 +1,280 @@
+"""Reading chat completions, and legacy completions, whose bytes pass through: usage, finish reason, errors, the end.
+
+Source: OpenAI API reference, "Chat completions" and "Streaming" (platform.openai.com/docs/api-reference/chat).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from gateway.config.rows import Dialect
+from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.protocols.base import NOT_JSON, StreamError, Summary
+from gateway.protocols.chat.usage import copy_usage, read_usage
+from gateway.protocols.chat.view import is_empty, texts_of_calls
+from gateway.protocols.framing import MAX_EVENT_BYTES
+from gateway.types import Usage
+
+_MAX_KEPT = 256 * 1024
+_MAX_TEXT = 4 * 1024 * 1024
+
+# One pass over the bytes finds whether any event in them needs to be parsed. Inside a JSON string the quotes are
+# escaped, so text that a model writes cannot match.
+# Each pattern begins with a literal, which the engine looks for far faster than it tries alternatives.
+_SIGNALS = tuple(
+    re.compile(pattern).search
+    for pattern in (rb'usage"\s*:\s*\{', rb'finish_reason"\s*:\s*"', rb'error"\s*:\s*[^\snf]', rb"\[DONE\]")
+)
+_EVENT_END = re.compile(rb"\n\r?\n")
+
+
+class _Delta(msgspec.Struct):
+    content: msgspec.Raw = msgspec.Raw()
+    refusal: msgspec.Raw = msgspec.Raw()
+    reasoning_content: msgspec.Raw = msgspec.Raw()
+    reasoning: msgspec.Raw = msgspec.Raw()
+    reasoning_details: msgspec.Raw = msgspec.Raw()
+    tool_calls: msgspec.Raw = msgspec.Raw()
+    function_call: msgspec.Raw = msgspec.Raw()
+    audio: msgspec.Raw = msgspec.Raw()
+    images: msgspec.Raw = msgspec.Raw()
+
+
+class _Choice(msgspec.Struct):
+    """`text`: of a legacy completion, in place of a message."""
+
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    text: msgspec.Raw = msgspec.Raw()
+    finish_reason: str | None = None
+    error: msgspec.Raw = msgspec.Raw()
+
+
+class _Groq(msgspec.Struct):
+    usage: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+
+
+class _Chunk(msgspec.Struct):
+    """A whole completion or a chunk of one; some servers send an `error` instead, even with status 200."""
+
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+    x_groq: _Groq | None = None
+
+
+class _Piece(msgspec.Struct):
+    """Of a content that is a list (Mistral)."""
+
+    text: str | None = None
+    thinking: list[_Piece] | None = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_decode_pieces = msgspec.json.Decoder(list[_Piece]).decode
+
+
+def scan_answer(body: bytes, dialect: Dialect) -> Summary:
+    """Raises UpstreamProtocolError when the body is no completion, StreamError when it is an error."""
+    try:
+        chunk = _decode_chunk(body)
+    except NOT_JSON as error:
+        raise UpstreamProtocolError(f"not a completion: {error}") from None
+    if _is_error(chunk):
+        raise StreamError("upstream answered 200 with an error")
+    if not chunk.choices:
+        raise UpstreamProtocolError("a completion without choices")
+    raw = _usage_of(chunk)
+    usage = read_usage(raw, dialect)
+    text = "" if usage is not None else "".join(_visible(choice.message, choice.text) for choice in chunk.choices)
+    return Summary(usage, copy_usage(raw), chunk.choices[0].finish_reason, text)
+
+
+class Scanner:
+    """See `protocols.base.StreamReader`. `shows_usage`: the client asked for the usage chunk itself."""
+
+    def __init__(self, dialect: Dialect, *, shows_usage: bool) -> None:
+        self.has_content = False
+        self.is_finished = False
+        self.usage: Usage | None = None
+        self.raw_usage: msgspec.Raw | None = None
+        self.finish_reason: str | None = None
+        self._dialect = dialect
+        self._has_choices = False
+        self._shows_usage = shows_usage
+        self._tail = b""
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._text: list[str] = []
+        self._text_length = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        data = self._tail + chunk if self._tail else chunk
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
+        if end < 3:  # neither was found
+            if len(data) > MAX_EVENT_BYTES:
+                raise UpstreamProtocolError("an event of the stream is too long")
+            self._tail = data
+            return b""
+        self._tail = data[end:]
+        events = data[:end] if self._tail else data
+        self._keep(events)  # first: what came before an error was written, too
+        return self._read_events(events)
+
+    def finish(self) -> bytes:
+        rest = b""
+        if self._tail.strip():  # a last event without its blank line
+            last, self._tail = self._tail + b"\n\n", b""
+            self._keep(last)
+            rest = self._read_events(last)
+        if not self.is_finished and self.finish_reason is None:
+            raise UpstreamDisconnected("the stream ended before the answer was whole", received=True)
+        self.is_finished = True
+        return rest
+
+    def text(self) -> str:
+        self._fold()
+        return "".join(self._text)
+
+    def _read_events(self, events: bytes) -> bytes:
+        """What the client may see of whole events. Once there is content, only events with a signal are parsed."""
+        shown: list[bytes] = []
+        start = 0
+        while start < len(events):
+            if self.has_content:
+                signal = _next_signal(events, start)
+                if signal is None:
+                    break
+                begin = max(events.rfind(b"\n\n", start, signal) + 2, events.rfind(b"\n\r\n", start, signal) + 3)
+                if begin > max(start, 2):
+                    shown.append(events[start:begin])
+                    start = begin
+            end = _EVENT_END.search(events, start)
+            if end is None:
+                break  # blank lines beyond an event's own
+            event = events[start : end.end()]
+            start = end.end()
+            if self._read_event(event):
+                shown.append(event)
+        if not shown:
+            return events[start:] if start else events
+        shown.append(events[start:])
+        return b"".join(shown)
+
+    def _read_event(self, event: bytes) -> bool:
+        """Learns from one event; returns whether the client may see it."""
+        data = _data_of(event)
+        if not data:
+            return True
+        if data == b"[DONE]":
+            if not self._has_choices:
+                raise UpstreamProtocolError("a stream without choices")
+            self.is_finished = self.has_content = True
+            return True
+        try:
+            chunk = _decode_chunk(data)
+        except NOT_JSON as error:
+            raise UpstreamProtocolError(f"an event of the stream is not a chunk: {error}") from None
+        if _is_error(chunk):
+            raise StreamError("upstream sent an error inside the stream")
+        for choice in chunk.choices or ():
+            self._has_choices = True
+            self.finish_reason = choice.finish_reason or self.finish_reason
+            if choice.finish_reason is not None or _has_content(choice):
+                self.has_content = True
+        raw = _usage_of(chunk)
+        if is_empty(raw):
+            return True
+        self.raw_usage = copy_usage(raw)
+        self.usage = read_usage(raw, self._dialect)
+        return bool(chunk.choices) or self._shows_usage
+
+    def _keep(self, events: bytes) -> None:
+        self._kept.append(events)
+        self._kept_bytes += len(events)
+        if self._kept_bytes > _MAX_KEPT:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Turns the kept bytes into their text, which is far shorter. Past the bound no more is kept."""
+        kept, self._kept, self._kept_bytes = b"".join(self._kept), [], 0
+        if self._text_length > _MAX_TEXT:
+            return
+        for event in _EVENT_END.split(kept):
+            data = _data_of(event)
+            if data and data != b"[DONE]":
+                try:
+                    chunk = _decode_chunk(data)
+                except NOT_JSON:
+                    continue
+                text = "".join(_visible(choice.delta, choice.text) for choice in chunk.choices or ())
+                self._text.append(text)
+                self._text_length += len(text)
+
+
+def _next_signal(events: bytes, start: int) -> int | None:
+    """Where the next thing stands that must be read: usage, a finish reason, an error or the end."""
+    found = [match.start() for search in _SIGNALS if (match := search(events, start)) is not None]
+    return min(found) if found else None
+
+
+def _data_of(event: bytes) -> bytes:
+    """The data of one server-sent event (WHATWG HTML, section 9.2): its `data` lines, joined."""
+    if event.startswith(b"data: ") and event.find(b"\n", 0, len(event.rstrip())) < 0:
+        return event[6:].strip()
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines)
+
+
+def _is_error(chunk: _Chunk) -> bool:
+    return (
+        not is_empty(chunk.error)
+        or (chunk.x_groq is not None and not is_empty(chunk.x_groq.error))
+        or any(not is_empty(choice.error) for choice in chunk.choices or ())
+    )
+
+
+def _usage_of(chunk: _Chunk) -> msgspec.Raw:
+    if is_empty(chunk.usage) and chunk.x_groq is not None:
+        return chunk.x_groq.usage
+    return chunk.usage
+
+
+def _has_content(choice: _Choice) -> bool:
+    if not is_empty(choice.text):
+        return True
+    return choice.delta is not None and any(not is_empty(value) for value in msgspec.structs.astuple(choice.delta))
+
+
+def _visible(written: _Delta | None, completion: msgspec.Raw) -> str:
+    """Everything in a message or delta, or in a legacy completion, that the model wrote, as far as it is text."""
+    if written is None:
+        return _joined((completion,))
+    reasoning = written.reasoning if is_empty(written.reasoning_content) else written.reasoning_content
+    visible = _joined((reasoning, written.content, written.refusal))
+    for raw in (written.tool_calls, written.function_call):
+        if not is_empty(raw):
+            for text in texts_of_calls(raw):
+                visible += text if isinstance(text, str) else text.decode("utf-8", "replace")
+    return visible
+
+
+def _joined(values: Iterable[msgspec.Raw]) -> str:
+    texts = []
+    for raw in values:
+        if not is_empty(raw):
+            try:
+                texts.append(_decode_text(raw) if bytes(raw).startswith(b'"') else _pieces_of(raw))
+            except NOT_JSON:
+                continue  # no text at all
+    return "".join(texts)
+
+
+def _pieces_of(raw: msgspec.Raw) -> str:
+    pieces = _decode_pieces(raw)
+    return "".join((piece.text or "") + "".join(inner.text or "" for inner in piece.thinking or ()) for piece in pieces)

@@ -1,0 +1,1 @@
+"""OpenAI's embeddings protocol, which many servers speak."""

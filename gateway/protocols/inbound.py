@@ -1,0 +1,50 @@
+"""One request as it came from an application: its protocol, what was read of it, and its bytes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.canonical import Request
+from gateway.protocols.base import ClientProtocol, ConversationProtocol, RequestView
+from gateway.tokens import estimate_prompt_tokens, rough_tokens
+
+MEDIA_TOKENS = 1000
+"""Assumed for each picture, recording or file that travels inside the request: its bytes say nothing of its tokens."""
+_BYTES_PER_TOKEN = 4
+
+
+class Inbound(msgspec.Struct):
+    """`forwarded`: headers of the client that an upstream of the same protocol is to see."""
+
+    protocol: ClientProtocol
+    view: RequestView
+    body: bytes
+    forwarded: tuple[tuple[bytes, bytes], ...] = ()
+    _request: Request | None = None
+
+    @property
+    def model(self) -> str:
+        return self.view.model
+
+    @property
+    def wants_stream(self) -> bool:
+        return self.view.wants_stream
+
+    def canonical(self, protocol: ConversationProtocol) -> Request:
+        """The whole request, read at most once. Raises InvalidRequest."""
+        if self._request is None:
+            self._request = protocol.read_request(self.body)
+        return self._request
+
+    def rough_tokens(self, *, has_media: bool) -> int:
+        """Input tokens without looking at the words, for routing."""
+        if not has_media:
+            return rough_tokens(len(self.body))
+        outline = self.view.outline()
+        words = sum(map(len, outline.texts)) // _BYTES_PER_TOKEN
+        return min(rough_tokens(len(self.body)), words + outline.media * MEDIA_TOKENS)
+
+    def estimate_tokens(self, model: str) -> int:
+        """Input tokens, counted in the encoding of `model`."""
+        outline = self.view.outline()
+        return estimate_prompt_tokens(outline.texts, messages=outline.messages, media=outline.media, model=model)

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API, as applications speak it and as an upstream wire."""

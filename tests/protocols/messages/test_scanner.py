@@ -1,0 +1,99 @@
+"""Streams whose bytes pass through."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gateway.config.rows import PLAIN
+from gateway.errors import UpstreamError
+from gateway.protocols.messages.wire import MESSAGES_PROTOCOL
+from gateway.types import Usage
+from tests.protocols.messages.shapes import (
+    END,
+    START,
+    begun,
+    delta,
+    ended,
+    event,
+    scan,
+    text_block,
+)
+
+STREAM = (
+    START
+    + event("ping")
+    + begun(0, {"type": "thinking", "thinking": "", "signature": ""})
+    + delta(0, "thinking_delta", thinking="Hm.")
+    + ended(0)
+    + text_block(1, "Grüße", ' "message_stop"', ' error"')
+    + begun(2, {"type": "tool_use", "id": "t", "name": "f", "input": {}})
+    + delta(2, "input_json_delta", partial_json='{"a":1}')
+    + ended(2)
+    + END
+)
+
+
+def test_usage_and_the_end_are_found_in_any_cut() -> None:
+    for size in (*range(1, 40), 1000, None):
+        for body in (STREAM, STREAM.replace(b"\n", b"\r\n")):
+            scanner = scan(body, size=size)
+            assert scanner.usage == Usage(input_tokens=3, output_tokens=9)
+            assert json.loads(bytes(scanner.raw_usage)) == {"input_tokens": 3, "output_tokens": 9}
+            assert (scanner.finish_reason, scanner.is_finished) == ("end_turn", True)
+            assert scanner.text() == 'Hm.Grüße "message_stop" error"f{"a":1}'
+
+
+@pytest.mark.parametrize(
+    ("content", "is_content"),
+    [
+        (b": comment\n\n", False),
+        (event("ping"), False),
+        (begun(0, {"type": "text", "text": ""}), False),
+        (begun(0, {"type": "text", "text": ""}) + delta(0, "text_delta", text=""), False),
+        (begun(0, {"type": "text", "text": "x"}), True),
+        (begun(0, {"type": "text", "text": ""}) + delta(0, "text_delta", text="x"), True),
+        (begun(0, {"type": "thinking", "thinking": "", "signature": ""}), True),
+        (begun(0, {"type": "redacted_thinking", "data": "x"}), True),
+        (begun(0, {"type": "tool_use", "id": "t", "name": "f", "input": {}}), True),
+        (begun(0, {"type": "server_tool_use", "id": "t", "name": "f", "input": {}}), True),
+        (event("message_delta", delta={"stop_reason": "refusal"}), True),
+    ],
+)
+def test_what_is_content(content: bytes, is_content: bool) -> None:
+    scanner = MESSAGES_PROTOCOL.open_scanner(
+        MESSAGES_PROTOCOL.parse(b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}'), PLAIN
+    )
+    assert scanner.feed(START + content) == START + content
+    assert scanner.has_content is is_content
+
+
+def test_events_without_a_signal_are_not_read_once_there_is_content() -> None:
+    """They go on as they are, whatever they hold: reading them would cost most of the time."""
+    assert scan(START, text_block(0, "Hi"), b"data: {not json\n\n", END).is_finished
+    with pytest.raises(UpstreamError):
+        scan(START, text_block(0, "Hi"), b'data: {not json "error"\n\n', END)
+
+
+def test_a_stream_that_breaks_off_has_no_usage_but_what_was_said() -> None:
+    scanner = MESSAGES_PROTOCOL.open_scanner(
+        MESSAGES_PROTOCOL.parse(b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}'), PLAIN
+    )
+    scanner.feed(START + text_block(0, "Hi"))
+    assert scanner.usage is None and scanner.text() == "Hi"
+    assert json.loads(bytes(scanner.raw_usage or b"")) == {"input_tokens": 3, "output_tokens": 1}
+
+
+def test_the_end_without_a_blank_line_or_a_stop() -> None:
+    stop = event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 9})
+    assert scan(START, text_block(0, "x"), stop.rstrip()).usage == Usage(input_tokens=3, output_tokens=9)
+    assert scan(
+        START, text_block(0, "x"), event("message_delta", delta={"stop_reason": "end_turn"}), event("message_stop")
+    ).usage == Usage(input_tokens=3, output_tokens=1)
+
+
+def test_long_texts_are_kept_as_text() -> None:
+    pieces = [f"{number:08d}" for number in range(6000)]
+    scanner = scan(START, text_block(0, *pieces), END, size=65_536)
+    assert scanner.text() == "".join(pieces)
