@@ -20,6 +20,7 @@ from gateway.canonical import Folding, unfold
 from gateway.config.rows import PLAIN, Dialect
 from gateway.errors import GatewayError, UpstreamError
 from gateway.protocols.base import ClientProtocol, ConversationProtocol
+from gateway.tokens import estimate_prompt_tokens
 from gateway.types import WireName
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.request import Deadlines, Limits, Origin, UpstreamRequest
@@ -64,7 +65,7 @@ def _decoded(name: WireName, pieces: list[bytes]) -> Any:
     for protocol in SURFACES.values():
         if isinstance(protocol, ConversationProtocol):
             _write(protocol, answer)
-    return msgspec.json.encode(msgspec.to_builtins(answer))
+    return msgspec.json.encode(answer.choices), answer.usage
 
 
 def _write(protocol: ConversationProtocol, answer: Any) -> None:
@@ -149,7 +150,8 @@ def _look(view: Any) -> None:
     view.kept_state()
     view.last_user_text().encode("utf-8", "surrogatepass")
     outline = view.outline()
-    assert outline.media >= 0 and all(isinstance(text, (str, bytes)) for text in outline.texts)
+    estimate_prompt_tokens(outline.texts)
+    assert outline.media >= 0 and all(isinstance(text, (str, bytes, msgspec.Raw)) for text in outline.texts)
 
 
 def read_error(data: bytes) -> None:

@@ -54,7 +54,8 @@ def estimate_prompt_tokens(texts: Iterable[str | bytes], *, messages: int = 0, m
     """Prompt tokens of a conversation: its texts counted (names, tool calls and tool definitions are texts too), the
     frame of each message and the reply's start added, a flat sum for each picture, recording or file.
     """
-    words = [text if isinstance(text, str) else text.decode("utf-8", "replace") for text in texts]
+    # `bytes`: raw JSON looks like bytes to the type checker, and has none of their methods
+    words = [text if isinstance(text, str) else bytes(text).decode("utf-8", "replace") for text in texts]
     total = _PER_REPLY + _PER_MESSAGE * messages + _MEDIA * media
     if sum(map(len, words)) > MAX_COUNTED:
         return total + count_tokens("\n".join(words), model)

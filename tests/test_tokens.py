@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +109,7 @@ def test_media_cost_a_flat_sum() -> None:
 
 def test_bytes_that_are_no_text_count_all_the_same() -> None:
     assert estimate_prompt_tokens([b"\xff\xfe hello"]) > 3
+    assert estimate_prompt_tokens([msgspec.Raw(b"hello")]) == 4
 
 
 def test_rough_tokens() -> None:

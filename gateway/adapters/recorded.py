@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,10 +21,11 @@ from gateway.canonical import Answer, Folding, tool_calls, visible_text
 from gateway.config.row_book import find_row
 from gateway.config.rows import PLAIN, Dialect, Row
 from gateway.errors import UpstreamError
-from gateway.protocols.base import ConversationProtocol
+from gateway.protocols.base import ConversationProtocol, StreamDecoder
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
 from gateway.protocols.complaint import read_complaint
 from gateway.protocols.completions.wire import COMPLETIONS_PROTOCOL
+from gateway.protocols.converse import invoke
 from gateway.protocols.inbound import Inbound
 from gateway.protocols.messages.wire import MESSAGES_PROTOCOL
 from gateway.protocols.responses.wire import RESPONSES_PROTOCOL
@@ -34,14 +35,17 @@ from gateway.upstream.request import Origin
 _CONVERSATION: Mapping[str, WireName] = {
     "openai.chat": "chat",
     "openai.responses": "responses",
+    "openai.responses_compact": "responses",
     "openai.completions": "completions",
     "anthropic.messages": "messages",
     "gemini.generateContent": "gemini",
     "gemini.streamGenerateContent": "gemini",
     "bedrock.converse": "converse",
     "bedrock.converse_stream": "converse",
+    "cohere.v1.chat": "cohere",
     "cohere.v2.chat": "cohere",
     "ollama.chat": "ollama",
+    "ollama.generate": "ollama",
 }
 _EMBEDDING: Mapping[str, WireName] = {
     "openai.embeddings": "embeddings",
@@ -93,22 +97,35 @@ def _decode(exchange: Any, dialect: Dialect) -> dict[str, Any]:
         embedded = EMBEDDINGS[_EMBEDDING[protocol]].read_answer(body, dialect)
         shown: dict[str, Any] = {"text": "", "tool_calls": [], "finish_reason": None, "usage": _buckets(embedded.usage)}
         return {**shown, "vectors": len(embedded.vectors)}
-    return _shown(_answer(protocol, response, body, dialect))
+    return _read(protocol, response, body, dialect)
 
 
-def _answer(protocol: str, response: Mapping[str, Any], body: bytes, dialect: Dialect) -> Answer:
-    reader = _OTHERS.get(protocol)
-    if reader is not None:
-        return reader(body)
+def _read(protocol: str, response: Mapping[str, Any], body: bytes, dialect: Dialect) -> dict[str, Any]:
+    if protocol == "bedrock.invoke":
+        return _shown(invoke.read_answer(body))
+    if protocol == "bedrock.invoke_stream":
+        return _fold(invoke.InvokeDecoder(), body)
     if protocol not in _CONVERSATION:
         raise RecordingError(f"the protocol `{protocol}` is not one that the gateway speaks")
     wire = WIRES[_CONVERSATION[protocol]]
-    if not _is_stream(response):
-        return wire.read_answer(body, dialect)
-    decoder, folding = wire.open_decoder(dialect), Folding()
-    for event in (*decoder.feed(body), *([] if decoder.is_finished else decoder.finish())):
-        folding.add(event)
-    return folding.answer()
+    if _is_stream(response):
+        return _fold(wire.open_decoder(dialect), body)
+    return _shown(wire.read_answer(body, dialect))
+
+
+def _fold(decoder: StreamDecoder, body: bytes) -> dict[str, Any]:
+    """Of a stream that breaks off, what came before stands beside the error."""
+    folding, error = Folding(), None
+    try:
+        for piece in body.splitlines(keepends=True):
+            for event in decoder.feed(piece):
+                folding.add(event)
+        for event in () if decoder.is_finished else decoder.finish():
+            folding.add(event)
+    except UpstreamError as failure:
+        error = str(failure)
+    shown = _shown(folding.answer())
+    return shown if error is None else {**shown, "error": error}
 
 
 def _is_stream(response: Mapping[str, Any]) -> bool:
@@ -153,9 +170,6 @@ def _arguments(text: str) -> Any:
 
 def _buckets(usage: Usage | None) -> dict[str, int] | None:
     return None if usage is None else msgspec.structs.asdict(usage)
-
-
-_OTHERS: Mapping[str, Callable[[bytes], Answer]] = {}
 
 
 def encode_request(

@@ -31,16 +31,12 @@ CODES = frozenset(
 
 
 class _Rule(NamedTuple):
-    """`kinds`: the upstream's codes. `words`: in its message, lower case. `statuses`: where the words count; None: all.
-
-    `excluded`: codes and statuses under which this rule is never right.
-    """
+    """`kinds`: codes of upstreams. `words`: in a message, lower case. `statuses`: where the words count; None: all."""
 
     code: str
     kinds: frozenset[str]
     words: re.Pattern[str] | None = None
     statuses: frozenset[int] | None = None
-    excluded: frozenset[str] = frozenset()
 
 
 def _any(*patterns: str) -> re.Pattern[str]:
@@ -141,7 +137,6 @@ _RULES = (
         ),
         _TOO_LONG,
         _REFUSALS,
-        frozenset({"rate_limit_exceeded", "throttlingexception", "resource_exhausted"}),
     ),
     _Rule(
         "content_filter",
@@ -188,8 +183,6 @@ _RULES = (
             r"(?:purchase|buy|add) (?:more )?credits",
             r"account (?:is )?(?:overdue|suspended)",
         ),
-        None,
-        frozenset({"resource_exhausted"}),  # Gemini says so of what is given again in a minute
     ),
     _Rule(
         "rate_limit_exceeded",
@@ -338,14 +331,13 @@ _DECIDED = frozenset({401, 402, 408, 429, 503, 504, 524, 529})
 def code_of(status: int, kinds: Collection[str], message: str, text: str) -> str:
     """`kinds`: the upstream's codes and types, lower case. `text`: all its words, `message` the ones that are shown."""
     for rule in _RULES:
-        if not rule.kinds.isdisjoint(kinds) and rule.excluded.isdisjoint(kinds):
+        if not rule.kinds.isdisjoint(kinds):
             return rule.code
     if status not in _DECIDED:
         words = f"{message}\n{text}".lower()[:16_000]
         for rule in _RULES:
-            if rule.words is None or not (rule.statuses is None or status in rule.statuses):
-                continue
-            if rule.excluded.isdisjoint(kinds) and rule.words.search(words):
+            is_said_here = rule.statuses is None or status in rule.statuses
+            if is_said_here and rule.words is not None and rule.words.search(words):
                 return rule.code
     if status in _BY_STATUS:
         return _BY_STATUS[status]

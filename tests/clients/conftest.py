@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anthropic
-import httpx
 import openai
 import pytest
 import pytest_asyncio
@@ -30,19 +29,28 @@ class Stage:
 
     gateway: Gateway
     upstream: Upstream
-    http: httpx.AsyncClient
+    clients: list[openai.AsyncOpenAI | anthropic.AsyncAnthropic] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"{self.gateway.url}/v1"
 
     def openai(self, **options: Any) -> openai.AsyncOpenAI:
-        settings = {"api_key": KEY, "max_retries": 0, "timeout": PATIENCE, "http_client": self.http, **options}
-        return openai.AsyncOpenAI(base_url=self.url, **settings)
+        """Asks but once. Without a context for TLS a client is there sooner."""
+        http = openai.DefaultAsyncHttpxClient(trust_env=False, verify=False)
+        settings = {"api_key": KEY, "max_retries": 0, "timeout": PATIENCE, "http_client": http, **options}
+        self.clients.append(openai.AsyncOpenAI(base_url=self.url, **settings))
+        return self.clients[-1]
 
     def anthropic(self, **options: Any) -> anthropic.AsyncAnthropic:
-        settings = {"api_key": KEY, "max_retries": 0, "timeout": PATIENCE, "http_client": self.http, **options}
-        return anthropic.AsyncAnthropic(base_url=self.gateway.url, **settings)
+        http = anthropic.DefaultAsyncHttpxClient(trust_env=False, verify=False)
+        settings = {"api_key": KEY, "max_retries": 0, "timeout": PATIENCE, "http_client": http, **options}
+        self.clients.append(anthropic.AsyncAnthropic(base_url=self.gateway.url, **settings))
+        return self.clients[-1]
+
+    async def close(self) -> None:
+        for client in self.clients:
+            await client.close()
 
     async def row(self, **expected: Any) -> UsageEvent:
         """The only row of the ledger, of an answer that was whole unless `expected` says otherwise."""
@@ -64,5 +72,6 @@ async def stage(
     parameters = getattr(request.node, "callspec", None)
     wire = None if parameters is None else parameters.params.get("wire")
     gateway = await start_gateway(document(origin) if wire is None else document(origin, [wire]))
-    async with httpx.AsyncClient(trust_env=False, verify=False, timeout=PATIENCE) as http:
-        yield Stage(gateway, upstream, http)
+    stage = Stage(gateway, upstream)
+    yield stage
+    await stage.close()

@@ -99,16 +99,19 @@ async def test_tools_are_called_and_their_results_used(stage: Stage, wire: str, 
 async def test_thinking_is_shown_and_goes_back(stage: Stage, wire: str, wants_stream: bool) -> None:
     asked = ask(wire, ASK_WEATHER, tools=TOOLS, thinking={"type": "enabled", "budget_tokens": 2048})
     first = await answer(stage, wants_stream, asked)
-    assert [block.type for block in first.content] == ["thinking", "tool_use"]
-    assert first.content[0].thinking == THOUGHT
+    assert shown(first) == ["thinking", "tool_use"] and first.content[0].thinking == THOUGHT
     check_usage(first.usage, PROVIDERS[wire].buckets(thinks=True))
-    result = {"type": "tool_result", "tool_use_id": first.content[1].id, "content": [{"type": "text", "text": RESULT}]}
+    result = {"type": "tool_result", "tool_use_id": first.content[-1].id, "content": [{"type": "text", "text": RESULT}]}
     asked["messages"] += [{"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
     second = await answer(stage, wants_stream, asked)
-    assert [block.type for block in second.content] == ["thinking", "text"]
-    assert second.content[1].text == after_tools(RESULT)
+    assert shown(second) == ["thinking", "text"] and second.content[1].text == after_tools(RESULT)
     rows = await stage.gateway.settled(2)
     assert [row.usage for row in rows] == [PROVIDERS[wire].buckets(thinks=True)] * 2
+
+
+def shown(message: Any) -> list[str]:
+    """Redacted thinking is what carries the signature of another provider's call."""
+    return [block.type for block in message.content if block.type != "redacted_thinking"]
 
 
 @each_wire
@@ -138,8 +141,7 @@ async def test_a_prompt_that_is_too_long(stage: Stage, wire: str, wants_stream: 
         await answer(stage, wants_stream, ask(wire, "a too-long prompt"))
     body: Any = caught.value.body
     assert body["type"] == "error" and body["error"]["type"] == "invalid_request_error"
-    assert "long" in body["error"]["message"] or "exceed" in body["error"]["message"]
-    assert SECRET not in str(caught.value)
+    assert "key is" in body["error"]["message"] and SECRET not in str(caught.value), "its words, less secrets"
 
 
 @each_wire

@@ -61,6 +61,13 @@ def test_row_is_whole(name: str, row: Row) -> None:
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
+def test_cache_marks_that_are_promised_are_sent(name: str, row: Row) -> None:
+    if row.speaks[0] == "chat":
+        assert row.dialect.cache_marks == ("cache_marks" in row.capabilities)
+    assert ("reasoning" in row.capabilities) or row.dialect.thinking in ("none", "effort")
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
 def test_key_goes_only_where_it_is_safe(name: str, row: Row) -> None:
     if row.base_url is None:
         return

@@ -194,11 +194,6 @@ def write_turns(turns: Iterable[Turn], dialect: Dialect) -> tuple[list[Json], se
     return writing.messages, writing.dropped
 
 
-def takes_cache_marks(dialect: Dialect) -> bool:
-    """Whether `cache_control` may stand on parts and tools: OpenAI itself caches unasked and refuses the field."""
-    return dialect.cache_marks
-
-
 class _Writing:
     def __init__(self, dialect: Dialect) -> None:
         self.messages: list[Json] = []
@@ -243,14 +238,14 @@ class _Writing:
             elif isinstance(part, Opaque) and part.origin == "chat":
                 items.append(part.raw)
                 last = part
-        if len(items) == 1 and isinstance(last, Text) and (last.cache is None or not takes_cache_marks(self._dialect)):
+        if len(items) == 1 and isinstance(last, Text) and (last.cache is None or not self._dialect.cache_marks):
             return last.text
         return items or ""
 
     def _marked(self, item: Json, part: Text | Media) -> Json:
         if part.cache is None:
             return item
-        if not takes_cache_marks(self._dialect):
+        if not self._dialect.cache_marks:
             self.dropped.add("cache")
             return item
         return {**item, "cache_control": cache_control(part.cache)}

@@ -61,6 +61,7 @@ class _Usage(msgspec.Struct):
     cache_creation_input_tokens: int | None = None
     reasoning_tokens: int | None = None
     citation_tokens: int | None = None
+    num_search_queries: int | None = None
 
 
 _NO_DETAILS = _Details()
@@ -160,7 +161,8 @@ def _output(counts: _Usage, dialect: Dialect) -> tuple[int, int, int]:
     completion, audio = counts.completion_tokens, details.audio_tokens or 0
     itemised = details.reasoning_tokens
     reasoning = itemised or counts.reasoning_tokens or 0
-    is_inside = dialect.reasoning_tokens != "outside"
+    researches = counts.citation_tokens is not None or counts.num_search_queries is not None
+    is_inside = dialect.reasoning_tokens != "outside" and not (researches and itemised is None)
     total = counts.total_tokens
     if total is not None and not reasoning and dialect.reasoning_tokens == "total":
         reasoning = max(0, total - counts.prompt_tokens - completion)

@@ -114,9 +114,11 @@ class ChatRequest(msgspec.Struct):
     def native_feature(self) -> str | None:
         if self.modalities is not None and any(modality != "text" for modality in self.modalities):
             return "`modalities`"
-        for name in ("audio", "prediction", "web_search_options", "store"):
-            if not is_empty(getattr(self, name)):
-                return f"`{name}`"
+        natives = (self.audio, self.prediction, self.web_search_options, self.store)
+        if any(natives):
+            for name, raw in zip(("audio", "prediction", "web_search_options", "store"), natives, strict=True):
+                if not is_empty(raw):
+                    return f"`{name}`"
         for tool in self.tools or ():
             kind = type_of(tool)
             if kind not in (None, "function"):
@@ -165,7 +167,8 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 def is_empty(raw: msgspec.Raw) -> bool:
     """Absent, null, false, or an empty string, list or object."""
-    return len(raw) < 6 and bytes(raw) in _EMPTY
+    length = len(raw)
+    return length == 0 or (length < 6 and bytes(raw) in _EMPTY)
 
 
 class _Typed(msgspec.Struct):

@@ -17,7 +17,7 @@ from gateway.errors import InvalidRequest
 from gateway.protocols.base import NOT_JSON, Written
 from gateway.protocols.chat.content import cache_control
 from gateway.protocols.chat.thinking import write_thinking
-from gateway.protocols.chat.turns import Json, takes_cache_marks, write_turns
+from gateway.protocols.chat.turns import Json, write_turns
 
 # Fields of the same name and meaning on both sides.
 _PLAIN = (
@@ -113,7 +113,7 @@ def _write_tool(tool: Tool, dialect: Dialect, dropped: set[str]) -> Json:
     if tool.strict is not None:
         function["strict"] = tool.strict
     item: Json = {"type": "function", "function": function}
-    if tool.cache is not None and takes_cache_marks(dialect):
+    if tool.cache is not None and dialect.cache_marks:
         item["cache_control"] = cache_control(tool.cache)
     elif tool.cache is not None:
         dropped.add("cache")
@@ -161,7 +161,7 @@ def _add_bookkeeping(fields: Json, request: Request, dialect: Dialect, dropped: 
         fields["metadata"] = request.metadata
     elif request.metadata is not None:
         dropped.add("metadata")  # OpenAI takes it with completions that it is to store only
-    if request.cache is not None and takes_cache_marks(dialect):
+    if request.cache is not None and dialect.cache_marks:
         fields["cache_control"] = cache_control(request.cache)
     elif request.cache is not None:
         dropped.add("cache")

@@ -67,10 +67,11 @@ _WORD = re.compile(r"[A-Z_]{1,40}")
 
 
 class AnswerReader:
-    """Reads the responses of one answer. `is_finished`: each choice has ended."""
+    """Reads the responses of one answer. `is_whole`: each choice has ended. `is_finished`: and usage has been told
+    with or after the last end, so that nothing more is to come."""
 
     def __init__(self) -> None:
-        self.is_finished = False
+        self.is_whole = self.is_finished = False
         self.is_empty = True  # no choice has come, and no word that the prompt was refused
         self._id: str | None = None
         self._has_started = False
@@ -91,9 +92,10 @@ class AnswerReader:
         if feedback is not None and feedback.block_reason and not self._choices:
             events += self._choice(0).refuse(feedback.block_reason)
         self.is_empty = not self._choices
-        self.is_finished = not self.is_empty and all(choice.is_finished for choice in self._choices.values())
+        self.is_whole = not self.is_empty and all(choice.is_finished for choice in self._choices.values())
         if response.usage_metadata:
             events += self._count(response.usage_metadata)
+            self.is_finished = self.is_whole and self._is_counted
         return events
 
     def finish(self) -> list[Event]:

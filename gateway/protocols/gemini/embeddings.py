@@ -64,6 +64,8 @@ class GeminiEmbeddingWire:
 class VertexEmbeddingWire(GeminiEmbeddingWire):
     """Vertex AI's."""
 
+    name: WireName = "predict"
+
     def target(self, model: str) -> str:
         return target(model, "batchEmbedContents" if _is_gemini(model) else "predict")
 

@@ -1,6 +1,7 @@
 """Streams of a Gemini: server-sent events, each a response, or, where `alt=sse` was not heard, one JSON array of them.
 
-There is no end mark; a stream is whole when each choice has a finish reason.
+There is no end mark. A stream is whole when each choice has a finish reason; not to miss what follows, it counts as
+finished only when usage has come as well, or the connection has ended.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class GeminiDecoder:
                 events = self._read(_data(self._splitter.finish()))
             except UpstreamProtocolError:
                 raise _cut() from None  # an event without its end
-        if not self.is_finished or (isinstance(self._splitter, DocumentSplitter) and self._splitter.is_inside):
+        if not self._reader.is_whole or (isinstance(self._splitter, DocumentSplitter) and self._splitter.is_inside):
             raise _cut()
+        self.is_finished = True
         return events + self._reader.finish()
 
     def _open(self, chunk: bytes) -> bytes:

@@ -138,7 +138,7 @@ class MessagesDecoder:
             self._finish = delta.stop_reason
             finish = FINISHES.get(delta.stop_reason, "unknown")
             events.append(Finished(finish, delta.stop_reason, delta.stop_sequence))
-        if not is_absent(event.usage):
+        if not is_absent(event.usage) and self._finish is not None:
             self._tell_usage(events)
 
     def _stop(self, events: list[Event]) -> None:

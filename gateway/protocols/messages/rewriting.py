@@ -1,7 +1,7 @@
 """A client's bytes for an upstream that speaks the same protocol: all but the model's name stays as it is.
 
 One thing more has to go: what other makers' models left in the conversation when they served it. Their thinking and
-their citations bear no signature of Anthropic's (see `answer.py`), and the API refuses the whole request for it.
+their citations bear no signature of Anthropic's (see `answer.py`), and a Claude refuses the whole request for it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import msgspec
 
 from gateway.config.rows import Dialect
 from gateway.protocols.base import NOT_JSON
+from gateway.protocols.messages.models import abilities_of
 
-_UNSIGNED = tuple(
-    re.compile(pattern).search
-    for pattern in (rb'"hatchway\.', rb'"signature"\s*:\s*""', rb'"encrypted_index"\s*:\s*""')
-)
 _OURS = "hatchway."
+_SEALED_BY_US = re.compile(rb'"hatchway\.').search
+_UNSIGNED = tuple(re.compile(rb'"%b"\s*:\s*""' % field).search for field in (b"signature", b"encrypted_index"))
 
 
 class _Marks(msgspec.Struct):
@@ -39,20 +38,26 @@ _decode_marks = msgspec.json.Decoder(_Marks).decode
 
 def rewrite(body: bytes, model: str | None, asked: str, dialect: Dialect) -> bytes:
     """`model` None: as asked. Bytes that need no change are returned as they came."""
-    is_foreign = any(search(body) for search in _UNSIGNED)
+    is_claude = abilities_of(model or asked).is_claude
+    is_foreign = _has_foreign(body, is_claude)
     if (model is None or model == asked) and not is_foreign and not dialect.unsupported:
         return body
     fields = _decode_fields(body)
     if model is not None:
         fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     if is_foreign:
-        _clean(fields)
+        _clean(fields, is_claude)
     for name in dialect.unsupported:
         fields.pop(name, None)
     return msgspec.json.encode(fields)
 
 
-def _clean(fields: _Fields) -> None:
+def _has_foreign(data: bytes, is_claude: bool) -> bool:
+    """Servers of other makers may send no signatures, and want what they sent."""
+    return _SEALED_BY_US(data) is not None or (is_claude and any(search(data) for search in _UNSIGNED))
+
+
+def _clean(fields: _Fields, is_claude: bool) -> None:
     try:
         turns = _decode_turns(fields["messages"])
     except NOT_JSON:
@@ -60,10 +65,10 @@ def _clean(fields: _Fields) -> None:
     cleaned: list[_Fields] = []
     for turn in turns:
         content = bytes(turn.get("content", b""))
-        if not content.startswith(b"[") or not any(search(content) for search in _UNSIGNED):
+        if not content.startswith(b"[") or not _has_foreign(content, is_claude):
             cleaned.append(turn)
             continue
-        blocks = [block for raw in _decode_blocks(content) if (block := _clean_block(raw)) is not None]
+        blocks = [block for raw in _decode_blocks(content) if (block := _clean_block(raw, is_claude)) is not None]
         if blocks:
             cleaned.append(turn | {"content": msgspec.Raw(msgspec.json.encode(blocks))})
     fields["messages"] = msgspec.Raw(msgspec.json.encode(cleaned))
@@ -71,17 +76,17 @@ def _clean(fields: _Fields) -> None:
         del fields["thinking"]
 
 
-def _clean_block(raw: msgspec.Raw) -> msgspec.Raw | None:
+def _clean_block(raw: msgspec.Raw, is_claude: bool) -> msgspec.Raw | None:
     """The block without what Anthropic did not sign; None: nothing remains."""
     try:
         marks = _decode_marks(raw)
     except NOT_JSON:
         return raw
-    if marks.type == "thinking" and (marks.signature == "" or _is_ours(marks.signature)):
+    if marks.type == "thinking" and ((is_claude and marks.signature == "") or _is_ours(marks.signature)):
         return None
     if marks.type == "redacted_thinking" and _is_ours(marks.data):
         return None
-    if marks.type == "text" and marks.citations:
+    if is_claude and marks.type == "text" and marks.citations:
         signed = [item for item in marks.citations if item.get("encrypted_index") != ""]
         if len(signed) < len(marks.citations):
             block = _decode_fields(raw)

@@ -118,7 +118,8 @@ class MessagesScanner:
             self.has_content = True
         if not is_absent(event.usage):
             self._count(event.usage)
-            self.usage = read_usage(self.raw_usage)
+            if self.finish_reason is not None:
+                self.usage = read_usage(self.raw_usage)
 
     def _count(self, usage: msgspec.Raw) -> None:
         if not is_absent(usage):

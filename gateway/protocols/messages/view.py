@@ -6,7 +6,7 @@ Source: Anthropic API reference, "Messages" and "Count tokens in a Message".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -78,7 +78,7 @@ class _ContextManagement(msgspec.Struct):
     edits: list[_Edit] | None = None
 
 
-class _View(msgspec.Struct):
+class _View(msgspec.Struct, dict=True):
     model: str
     messages: list[_Turn]
     system: str | list[_Block] | None = None
@@ -117,7 +117,7 @@ class _View(msgspec.Struct):
         schema = msgspec.Raw() if self.output_config is None else self.output_config.format
         if not is_absent(schema) or not is_absent(self.output_format):
             needs.add("json_schema")
-        needs.update(_MEDIA[block.type] for block in self._blocks() if block.type in ("image", "document"))
+        needs.update(_MEDIA[block.type] for block in self._blocks if block.type in ("image", "document"))
         return frozenset(needs)
 
     def native_feature(self) -> str | None:
@@ -133,7 +133,7 @@ class _View(msgspec.Struct):
         thread = _read(_decode_thread, self.thread)
         if thread is not None and thread.previous_message_id is not None:
             return "thread"
-        is_file = any(block.type == "container_upload" or _has_file(block) for block in self._blocks())
+        is_file = any(block.type == "container_upload" or _has_file(block) for block in self._blocks)
         return "file_id" if is_file else None
 
     def last_user_text(self) -> str:
@@ -150,15 +150,15 @@ class _View(msgspec.Struct):
         return ""
 
     def outline(self) -> Outline:
-        texts: list[str | bytes] = list(self.tools or ())
+        texts: list[str | bytes] = [bytes(tool) for tool in self.tools or ()]
         texts += [
             content for content in (self.system, *(turn.content for turn in self.messages)) if isinstance(content, str)
         ]
         media = 0
-        for block in self._blocks():
+        for block in self._blocks:
             texts += [value for value in (block.text, block.thinking, block.name) if isinstance(value, str)]
             if block.type in ("tool_use", "server_tool_use", "mcp_tool_use"):
-                texts.append(block.input)
+                texts.append(bytes(block.input))
             elif block.type == "tool_result" and (words := _string_in(block.content)):
                 texts.append(words)
             elif block.type in _MEDIA:
@@ -169,14 +169,16 @@ class _View(msgspec.Struct):
                     media += 1
         return Outline(texts, messages=len(self.messages) + bool(self.system), media=media)
 
-    def _blocks(self) -> Iterator[_Block]:
+    @cached_property
+    def _blocks(self) -> list[_Block]:
         """All blocks, those in results of tools too."""
+        blocks: list[_Block] = []
         for content in (self.system, *(turn.content for turn in self.messages)):
-            if isinstance(content, list):
-                for block in content:
-                    yield block
-                    if block.type == "tool_result":
-                        yield from _read(_decode_blocks, block.content) or ()
+            for block in content if isinstance(content, list) else ():
+                blocks.append(block)
+                if block.type == "tool_result":
+                    blocks += _read(_decode_blocks, block.content) or ()
+        return blocks
 
     def _native_field(self) -> str | None:
         for name in ("mcp_servers", "container", "thread", "compaction"):
@@ -201,7 +203,7 @@ class _View(msgspec.Struct):
         return None
 
     def _native_block(self) -> str | None:
-        for block in self._blocks():
+        for block in self._blocks:
             if block.type not in _KNOWN_BLOCKS:
                 return f"the content block `{str(block.type)[:_MAX_NAME]}`"
             if block.type in _MEDIA:

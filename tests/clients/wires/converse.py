@@ -25,6 +25,8 @@ _FINISH = {"stop": "end_turn", "calls": "tool_use", "length": "max_tokens"}
 
 def read(body: Any, model: str, stream: bool) -> Asked:
     messages = body["messages"]
+    more = body.get("additionalModelRequestFields") or {}
+    thinks = (more.get("thinking") or {}).get("type") in ("enabled", "adaptive")
     said: list[str] = []
     results: list[str] = []
     open_calls: set[str] = set()
@@ -35,11 +37,13 @@ def read(body: Any, model: str, stream: bool) -> Asked:
         told = [block["toolResult"] for block in message["content"] if "toolResult" in block]
         demand({one["toolUseId"] for one in told} == open_calls, "toolUse and toolResult blocks do not match")
         open_calls = {block["toolUse"]["toolUseId"] for block in message["content"] if "toolUse" in block}
+        if thinks and open_calls:
+            thought = message["content"][0].get("reasoningContent", {}).get("reasoningText", {})
+            demand(thought.get("signature") == SIGNATURE, "Expected `thinking`, but found `tool_use`")
         for one in told:
             results.append("".join(part.get("text", json.dumps(part.get("json"))) for part in one["content"]))
         if role == "user":
             said += [block["text"] for block in message["content"] if "text" in block]
-    more = body.get("additionalModelRequestFields") or {}
     specs = [tool["toolSpec"] for tool in (body.get("toolConfig") or {}).get("tools", ()) if "toolSpec" in tool]
     demand(all("json" in spec["inputSchema"] for spec in specs), "inputSchema.json is required")
     return Asked(
@@ -50,7 +54,7 @@ def read(body: Any, model: str, stream: bool) -> Asked:
         tools=[spec["name"] for spec in specs],
         results=results,
         wants_json="outputConfig" in body,
-        wants_thought=(more.get("thinking") or {}).get("type") in ("enabled", "adaptive"),
+        wants_thought=thinks,
     )
 
 

@@ -27,17 +27,19 @@ def read(body: Any, model: str, stream: bool) -> Asked:
     said: list[str] = []
     results: list[str] = []
     called: list[str] = []
+    settings = body.get("generationConfig") or {}
+    thinks = bool((settings.get("thinkingConfig") or {}).get("includeThoughts"))
     for content in contents:
         demand(content["role"] in ("user", "model"), "Please use a valid role: user, model.")
         for part in content["parts"]:
             if "functionCall" in part:
+                demand(not thinks or called or part.get("thoughtSignature") == SIGNATURE, "missing a thought_signature")
                 called.append(part["functionCall"]["name"])
             if "functionResponse" in part:
                 demand(part["functionResponse"]["name"] in called, "a functionResponse without its functionCall")
                 results += [str(value) for value in part["functionResponse"]["response"].values()]
             if "text" in part and content["role"] == "user":
                 said.append(part["text"])
-    settings = body.get("generationConfig") or {}
     declared = [one for tool in body.get("tools") or () for one in tool.get("functionDeclarations") or ()]
     return Asked(
         model=model,
@@ -47,7 +49,7 @@ def read(body: Any, model: str, stream: bool) -> Asked:
         tools=[one["name"] for one in declared],
         results=results,
         wants_json=settings.get("responseMimeType") == "application/json",
-        wants_thought=bool((settings.get("thinkingConfig") or {}).get("includeThoughts")),
+        wants_thought=thinks,
     )
 
 
@@ -94,8 +96,11 @@ def stream(answer: Answer, asked: Asked) -> Iterator[bytes]:
         if "text" not in part:
             yield event(None, _response(answer, [part], None))
             continue
+        signature = {name: part.pop(name) for name in ("thoughtSignature",) if name in part}
         for piece in pieces(part["text"]):
             yield event(None, _response(answer, [{**part, "text": piece}], None))
+        if signature:  # in a stream it comes after the text, in a part without any
+            yield event(None, _response(answer, [{"text": "", **signature}], None))
     yield event(None, _response(answer, [{"text": ""}], _FINISH[answer.finish]))
 
 

@@ -28,8 +28,9 @@ def read(body: Any) -> Asked:
     demand(isinstance(body.get("max_tokens"), int), "max_tokens: Field required")
     messages = body["messages"]
     demand(messages and messages[0]["role"] == "user", "the first message must be the user's")
-    results = _results(messages)
     thinking = body.get("thinking") or {}
+    thinks = thinking.get("type") in ("enabled", "adaptive")
+    results = _results(messages, thinks)
     if thinking.get("type") == "enabled":
         demand(1024 <= thinking["budget_tokens"] < body["max_tokens"], "budget_tokens must be below max_tokens")
     return Asked(
@@ -40,12 +41,12 @@ def read(body: Any) -> Asked:
         tools=[tool["name"] for tool in body.get("tools") or () if "input_schema" in tool],
         results=results,
         wants_json=((body.get("output_config") or {}).get("format") or {}).get("type") == "json_schema",
-        wants_thought=thinking.get("type") in ("enabled", "adaptive"),
+        wants_thought=thinks,
     )
 
 
-def _results(messages: Any) -> list[str]:
-    """Each call's result must stand in the very next message."""
+def _results(messages: Any, thinks: bool) -> list[str]:
+    """Each call's result must stand in the very next message; a call has its thinking before it."""
     results, open_calls = [], set[str]()
     for message in messages:
         blocks = message["content"] if isinstance(message["content"], list) else []
@@ -53,6 +54,8 @@ def _results(messages: Any) -> list[str]:
         demand({block["tool_use_id"] for block in told} == open_calls, "`tool_use` and `tool_result` do not match")
         results += [text_of(block.get("content")) for block in told]
         open_calls = {block["id"] for block in blocks if block["type"] == "tool_use"}
+        if thinks and open_calls:
+            demand("thinking" in blocks[0]["type"], "Expected `thinking` or `redacted_thinking`, but found `tool_use`")
         for block in blocks:
             if block["type"] == "thinking":
                 demand(block["signature"] == SIGNATURE, "Invalid `signature` in `thinking` block")

@@ -7,9 +7,9 @@ from gateway.config.rows import PLAIN, Dialect
 DIALECTS = {
     "gemini": Dialect(reasoning_tokens="total"),
     "mistral": Dialect(audio_tokens="outside", limit_name="max_tokens", demand_word="any"),
-    "openrouter": Dialect(thinking="object", reasoning_replay="reasoning_details"),
+    "openrouter": Dialect(thinking="object", reasoning_replay="reasoning_details", cache_marks=True),
     "perplexity": Dialect(reasoning_tokens="outside", limit_name="max_tokens"),
-    "snowflake": Dialect(thinking="object", reasoning_replay="reasoning_details"),
+    "snowflake": Dialect(thinking="object", reasoning_replay="reasoning_details", cache_marks=True),
     "xai": Dialect(reasoning_tokens="outside"),
     "deepseek": Dialect(thinking="switch", limit_name="max_tokens", reasoning_replay="reasoning_content"),
     "zai": Dialect(thinking="switch", limit_name="max_tokens", reasoning_replay="reasoning_content"),

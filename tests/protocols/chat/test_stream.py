@@ -383,10 +383,9 @@ STARTED = Started("msg_1", "up", 7)
 
 def test_a_stream_is_written() -> None:
     usage = UsageReported(Usage(input_tokens=1, output_tokens=2), service_tier="standard")
-    stream = write(
-        STARTED, usage, TextDelta("h"), TextDelta("i", 1), Finished("stop"), Finished("length", choice=1), TextDelta("!"),
-        stream_options={"include_usage": True},
-    )  # fmt: skip
+    first, second = Finished("stop"), Finished("length", choice=1)
+    events: list[Event] = [STARTED, usage, TextDelta("h"), TextDelta("i", 1), first, second, TextDelta("!")]
+    stream = write(*events, stream_options={"include_usage": True})
     chunks = chunks_of(stream)
     assert {(chunk.id, chunk.model, chunk.created) for chunk in chunks} == {("msg_1", "up", 7)}
     said = [

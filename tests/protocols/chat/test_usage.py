@@ -138,8 +138,9 @@ def test_reasoning_in_and_outside_the_output(dialect: Dialect, raw: Any, output:
 
 
 def test_perplexity_s_citations_are_input() -> None:
-    raw = counts(citation_tokens=100, reasoning_tokens=50, total_tokens=13)
-    assert read(raw, OUTSIDE) == Usage(input_tokens=109, output_tokens=4, reasoning_tokens=50)
+    raw = counts(citation_tokens=100, reasoning_tokens=50, total_tokens=13, num_search_queries=3)
+    for dialect in (OUTSIDE, PLAIN):
+        assert read(raw, dialect) == Usage(input_tokens=109, output_tokens=4, reasoning_tokens=50)
 
 
 def test_audio_outside_the_prompt() -> None:

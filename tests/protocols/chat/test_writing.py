@@ -36,7 +36,7 @@ from tests.protocols.chat.events import write
 from tests.protocols.chat.sdk import check_request
 from tests.recordings import Recording, recordings
 
-OPENROUTER = Dialect(thinking="object", reasoning_replay="reasoning_details")
+OPENROUTER = Dialect(thinking="object", reasoning_replay="reasoning_details", cache_marks=True)
 SCHEMA = msgspec.Raw(b'{"type":"object","x":1.50}')
 CALLED = (ToolCall("1", "f", ""), ToolCall("2", "g", "{}"))
 PNG = "iVBORw0KGgoAAAANSUhEUg=="
@@ -498,9 +498,8 @@ def test_a_recorded_request_survives_the_way_through(recording: Recording) -> No
         for media in media_of(canonical)
     ]
     assert again.tool_choice == canonical.tool_choice
-    keeps_marks = dialect.thinking == "object"
     assert again.tools == [
-        tool if keeps_marks else msgspec.structs.replace(tool, cache=None) for tool in canonical.tools
+        tool if dialect.cache_marks else msgspec.structs.replace(tool, cache=None) for tool in canonical.tools
     ]
     wanted = canonical.output_format
     if wanted is not None and wanted.schema is not None:  # OpenAI demands a name

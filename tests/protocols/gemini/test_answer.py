@@ -191,7 +191,18 @@ def test_several_candidates() -> None:
     with pytest.raises(UpstreamDisconnected):
         decoder.finish()
     decoder.feed(sse(response(candidate({"text": "c"}, index=1))))
-    assert decoder.is_finished
+    assert not decoder.is_finished and decoder.finish() == [] and decoder.is_finished
+
+
+def test_usage_may_follow_the_end() -> None:
+    decoder = GEMINI_WIRE.open_decoder(PLAIN)
+    decoder.feed(sse(response(candidate({"text": "a"}, finish=None), usageMetadata={"promptTokenCount": 1})))
+    decoder.feed(sse(response(candidate({"text": "b"}))))
+    assert not decoder.is_finished
+    (reported,) = decoder.feed(sse(response(usageMetadata={"promptTokenCount": 2})))
+    assert decoder.is_finished and isinstance(reported, UsageReported) and reported.usage == Usage(input_tokens=2)
+    for body in (response(candidate({"text": "a"}), usageMetadata={"promptTokenCount": 1}), sse(response(candidate()))):
+        assert fold(decode(body)).choices[0].raw_finish == "STOP"
 
 
 def test_logprobs() -> None:
@@ -292,7 +303,8 @@ def test_arguments_in_pieces() -> None:
         _piece("$.places[1]['the \\'name\\'']", numberValue=2.0),
         _piece('$["deep"].x[1]', boolValue=False),
         _piece("$.city", stringValue=""),
-        _piece("$.said", stringValue="first"),
+        _piece("$.said", stringValue="first", willContinue=True),
+        _piece("$.said", stringValue=" end"),
         _piece("$.said", stringValue="again"),
         _piece("$.half", numberValue=0.5),
         _piece("$.none", nullValue="NULL_VALUE"),
@@ -394,6 +406,13 @@ def test_any_cut_of_any_stream(parts: list[Any], is_array: bool, is_ascii: bool,
     pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
     assert fold(decode(*pieces)) == whole
     assert fold(decode(*(stream[at : at + 1] for at in range(len(stream))))) == whole
+
+
+def test_marks_inside_texts_of_an_array() -> None:
+    """Quotes, backslashes and braces in a text are none of the framing's, also when their escape is cut in two."""
+    text = 'a"b\\"}] [{\\\\'
+    stream = b"[" + response(candidate({"text": text}, finish=None)) + b"," + response(candidate({"text": text})) + b"]"
+    assert fold(decode(*(stream[at : at + 1] for at in range(len(stream))))).choices[0].parts == [Text(text * 2)]
 
 
 # Failures

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.canonical import (
@@ -37,7 +37,6 @@ from tests.protocols.messages.shapes import (
     ended,
     event,
     parts_of,
-    raw,
     scan,
     text_block,
 )
@@ -51,12 +50,8 @@ def test_events_of_a_stream() -> None:
         TextDelta("Hel", begins_part=True),
         TextDelta("lo"),
         Finished("stop", "end_turn"),
-        UsageReported(Usage(input_tokens=3, output_tokens=9), raw_of({"input_tokens": 3, "output_tokens": 9})),
+        UsageReported(Usage(input_tokens=3, output_tokens=9), msgspec.Raw(b'{"input_tokens":3,"output_tokens":9}')),
     ]
-
-
-def raw_of(value: Any) -> Any:
-    return raw(value).__class__(json.dumps(value, separators=(",", ":")).encode())
 
 
 def test_thinking() -> None:
@@ -290,3 +285,11 @@ def test_nothing_is_read_after_the_end() -> None:
     decoder.feed(START + text_block(0, "Hi") + END)
     assert decoder.is_finished
     assert decoder.feed(b"data: {broken\n\n" + text_block(1, "more")) == [] and decoder.finish() == []
+
+
+def test_counts_before_the_end_are_no_usage_yet() -> None:
+    so_far = event("message_delta", delta={}, usage={"output_tokens": 5})
+    decoder = MESSAGES_WIRE.open_decoder(PLAIN)
+    assert not any(isinstance(found, UsageReported) for found in decoder.feed(START + text_block(0, "Hi") + so_far))
+    answer = fold(decode(START, text_block(0, "Hi"), so_far, END))
+    assert answer.usage == Usage(input_tokens=3, output_tokens=9)

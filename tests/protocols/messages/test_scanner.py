@@ -82,6 +82,8 @@ def test_a_stream_that_breaks_off_has_no_usage_but_what_was_said() -> None:
     )
     scanner.feed(START + text_block(0, "Hi"))
     assert scanner.usage is None and scanner.text() == "Hi"
+    scanner.feed(event("message_delta", delta={}, usage={"output_tokens": 1}))
+    assert scanner.usage is None
     assert json.loads(bytes(scanner.raw_usage or b"")) == {"input_tokens": 3, "output_tokens": 1}
 
 

@@ -155,6 +155,7 @@ def test_the_outline_has_all_words_and_no_pictures() -> None:
         ],
     )
     outline = seen.outline()
+    assert all(isinstance(text, (str, bytes)) for text in outline.texts)
     words = b" ".join(text.encode() if isinstance(text, str) else bytes(text) for text in outline.texts).decode()
     for word in ("SYS", "toolname", "STRING", "THOUGHT", "CALL", "INPUT", "RESULT", "PLAIN", "DOCUMENT"):
         assert words.count(word) == 1, word
@@ -263,6 +264,14 @@ def test_what_other_makers_left_in_the_conversation_goes() -> None:
         },
         messages[3],
     ]
+
+
+def test_servers_of_other_makers_get_back_what_they_did_not_sign() -> None:
+    content = [{"type": "thinking", "thinking": "x", "signature": ""}, {"type": "text", "text": "y"}]
+    foreign = {"type": "thinking", "thinking": "x", "signature": "hatchway.chat.y"}
+    messages = [USER, {"role": "assistant", "content": [*content, foreign]}, USER]
+    assert rewritten(model="deepseek-chat", messages=messages)["messages"][1]["content"] == content
+    assert rewritten(messages=messages)["messages"][1]["content"] == content[1:]
 
 
 CALL = {"type": "tool_use", "id": "t", "name": "f", "input": {}}

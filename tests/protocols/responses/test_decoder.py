@@ -173,7 +173,9 @@ def test_what_is_no_answer(found: bytes, error: type[Exception]) -> None:
     assert type(raised.value) is error and "secret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("found", [b"{}", b'{"input_tokens":-1}', b'{"input_tokens":"9"}', b'{"input_tokens":2e9}', b"x"])
+@pytest.mark.parametrize(
+    "found", [b"{}", b'{"input_tokens":-1}', b'{"input_tokens":"9"}', b'{"input_tokens":2e9}', b"x"]
+)
 def test_what_is_no_count(found: bytes) -> None:
     assert read_count(b'{"object":"response.input_tokens","input_tokens":16}') == 16
     with pytest.raises(UpstreamProtocolError):
@@ -283,7 +285,9 @@ def test_names_are_in_the_event_line_where_the_data_has_none() -> None:
 
 
 def test_what_is_left_out_comes_later() -> None:
-    check(*kinds(STREAM, "response.output_item.done", "response.output_text.annotation.added"))
+    sealed = STREAM[:7]
+    check(*sealed, *kinds(STREAM[7:], "response.output_item.done"))
+    check(*kinds(STREAM, "response.output_text.annotation.added"))
     texts = ["output_text", "reasoning_summary_text", "function_call_arguments"]
     check(*kinds(STREAM, *[f"response.{kind}.done" for kind in texts]))
     check(*kinds(STREAM, "response.output_item.added"))
@@ -313,7 +317,9 @@ def test_reasoning_that_is_finished_late() -> None:
 
 
 def test_deltas_that_the_whole_contradicts_stand() -> None:
-    answer = decode_answer(CREATED, delta("output_text", "ab", **PLACE), done(0, message("xyz")), completed(message("c")))
+    answer = decode_answer(
+        CREATED, delta("output_text", "ab", **PLACE), done(0, message("xyz")), completed(message("c"))
+    )
     assert visible_text(answer.choices[0].parts) == "ab"
 
 
@@ -398,6 +404,8 @@ def test_unknown_events_are_no_harm() -> None:
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=8), st.data())
 def test_any_text_in_any_pieces(words: list[str], data: st.DataObject) -> None:
     text_whole = "".join(words)
-    stream = b"".join([CREATED, *[delta("output_text", word, **PLACE) for word in words], completed(message(text_whole))])
+    stream = b"".join(
+        [CREATED, *[delta("output_text", word, **PLACE) for word in words], completed(message(text_whole))]
+    )
     cut = data.draw(st.integers(0, len(stream)))
     assert visible_text(fold(decode([stream[:cut], stream[cut:]])).choices[0].parts) == text_whole
