@@ -58,12 +58,14 @@ and the header names it.
 
 def serves(row: Row, surface: Surface) -> str:
     """The cell of a provider and a surface."""
+    if surface == "count_tokens":
+        return "=" if row.counts_tokens and "messages" in row.speaks else "#"
+    if surface == "embeddings" and row.dialect.vectors != "float32":
+        return "~"
     if SURFACE_WIRES[surface] in row.speaks:
         if surface == "embeddings" and "embeddings" not in row.capabilities:
             return ""
         return "="
-    if surface == "count_tokens":
-        return "#"
     if surface == "embeddings":
         return "~" if "embeddings" in row.capabilities else ""
     return "~" if not CONVERSATION_WIRES.isdisjoint(row.speaks) else ""

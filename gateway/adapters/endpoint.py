@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import quote
+
+import msgspec
 
 from gateway.adapters.base import Call, Signer
 from gateway.adapters.counting import LocalCount
@@ -24,6 +26,7 @@ from gateway.upstream.request import Origin, UpstreamRequest, header_block
 
 UNSUPPORTED = "unsupported_by_endpoint"
 """The code of an InvalidRequest that another endpoint may well serve."""
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _MAX_TEMPLATES = 256
 """Kept requests without bodies; an endpoint of any model has one for each model that clients name."""
 
@@ -31,7 +34,7 @@ _MAX_TEMPLATES = 256
 class EndpointAdapter:
     """See `adapters.base.Adapter`. `upstream_model`: what to ask for; None: as the client asked.
 
-    `speaks`: in the order of preference. `paths`: where a wire's path is not the usual one; `{model}` is replaced.
+    `counts_tokens`: as in its row. `speaks`: in the order of preference. `paths`: where a wire's path is not the usual one; `{model}` is replaced.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class EndpointAdapter:
         capabilities: frozenset[Capability],
         dialect: Dialect,
         paths: Mapping[WireName, str] | None = None,
+        counts_tokens: bool = False,
         signer: Signer | None = None,
     ) -> None:
         self.capabilities = capabilities
@@ -53,6 +57,7 @@ class EndpointAdapter:
         self._origin = origin
         self._path = path
         self._paths = paths or {}
+        self._counts_tokens = counts_tokens
         self._model = upstream_model
         self._dialect = dialect
         self._conversations = [WIRES[name] for name in speaks if name in CONVERSATIONS]
@@ -66,22 +71,35 @@ class EndpointAdapter:
     def open(self, inbound: Inbound) -> Call:
         protocol, surface = inbound.protocol, inbound.protocol.surface
         model = self._model or inbound.model
-        if protocol.wire in self.speaks and not self._must_emulate(inbound):
+        if protocol.wire in self.speaks and not self._must_translate(inbound):
             body = protocol.rewrite(inbound.view, inbound.body, self._model, self._dialect)
             target = (
                 COUNT_TOKENS_PROTOCOL.target(model)
                 if surface == "count_tokens"
                 else self._target(protocol.wire, model, inbound)
             )
-            return Passage(inbound, self._request(target, body, inbound), self._dialect)
+            dropped = self._removed(inbound.body, body)
+            return Passage(inbound, self._request(target, body, inbound), self._dialect, dropped)
         if surface == "count_tokens":
             return LocalCount(inbound, model)
         if surface == "embeddings":
             return self._translate_embedding(inbound, model)
         return self._translate(inbound, model)
 
-    def _must_emulate(self, inbound: Inbound) -> bool:
+    def _must_translate(self, inbound: Inbound) -> bool:
+        """Whether bytes may not pass although both sides speak the same protocol."""
+        if inbound.protocol.surface == "count_tokens":
+            return not self._counts_tokens
+        if inbound.protocol.surface == "embeddings":
+            return self._dialect.vectors != "float32"
         return self._dialect.json_schema != "native" and "json_schema" in inbound.view.needs()
+
+    def _removed(self, before: bytes, after: bytes) -> Collection[str]:
+        """The top-level fields that the provider refuses, and that were taken out."""
+        unsupported = self._dialect.unsupported
+        if not unsupported or before is after:
+            return ()
+        return (_decode_fields(before).keys() - _decode_fields(after).keys()) & set(unsupported)
 
     def _translate(self, inbound: Inbound, model: str) -> Call:
         protocol = inbound.protocol

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from gateway.adapters.base import Call
 from gateway.config.rows import Dialect
 from gateway.protocols.base import StreamReader, Summary
@@ -10,8 +12,14 @@ from gateway.upstream.request import UpstreamRequest
 
 
 class Passage(Call):
-    def __init__(self, inbound: Inbound, request: UpstreamRequest, dialect: Dialect) -> None:
+    """`dropped`: top-level fields that the provider refuses, and that were taken out."""
+
+    def __init__(
+        self, inbound: Inbound, request: UpstreamRequest, dialect: Dialect, dropped: Collection[str] = ()
+    ) -> None:
         self.request = request
+        if dropped:
+            self.note = f"dropped={','.join(sorted(dropped))}"
         self._inbound = inbound
         self._dialect = dialect
 

@@ -196,6 +196,7 @@ def encode_request(
         capabilities=row.capabilities,
         dialect=row.dialect,
         paths=row.paths,
+        counts_tokens=row.counts_tokens,
     )
     body = msgspec.json.encode(request)
     call = endpoint.open(Inbound(protocol, protocol.parse(body), body))

@@ -37,6 +37,7 @@ def build_adapter(endpoint: Endpoint, run_dir: Path, user_agent: str) -> Adapter
         capabilities=endpoint.capabilities,
         dialect=provider.dialect,
         paths=provider.row.paths,
+        counts_tokens=provider.row.counts_tokens,
         signer=_signer(provider),
     )
 

@@ -119,10 +119,15 @@ class Application:
     async def _serve_models(self, scope: Scope, send: Send) -> int:
         if scope["method"] not in ("GET", "HEAD"):
             raise MethodNotAllowed("this path takes GET", headers=[(b"allow", b"GET, HEAD")])
-        caller = await self._keys.authenticate(dict(scope["headers"]))
+        headers = dict(scope["headers"])
+        caller = await self._keys.authenticate(headers)
+        anthropics = b"anthropic-version" in headers
         name = scope["path"].removeprefix("/v1/models").strip("/")  # percent-decoded; names may hold slashes
         snapshot = self._pipeline.snapshot
-        body = show_model(snapshot, caller, name) if name else list_models(snapshot, caller)
+        if name:
+            body = show_model(snapshot, caller, name, in_anthropics_shape=anthropics)
+        else:
+            body = list_models(snapshot, caller, in_anthropics_shape=anthropics)
         await respond(send, 200, body, JSON)
         return 200
 

@@ -1,4 +1,8 @@
-"""GET /v1/models and /v1/models/ID: what a caller may ask for, as far as it has a name."""
+"""GET /v1/models and /v1/models/ID: what a caller may ask for, as far as it has a name.
+
+Both OpenAI's and Anthropic's SDKs ask here; the latter names the version of its protocol in a header, and gets its own
+shape (platform.claude.com/docs/en/api/models-list).
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,26 @@ from gateway.snapshot import Snapshot, may_use
 from gateway.types import Caller
 
 _GLOB = frozenset("*?[")
+_LONG_AGO = "1970-01-01T00:00:00Z"
+"""When a model was made is not known here; Anthropic's API says so in this way."""
 
 
-def list_models(snapshot: Snapshot, caller: Caller) -> bytes:
-    """OpenAI's list object."""
-    data = [_model(name, owner) for name, owner in _names(snapshot.configuration).items() if may_use(caller, name)]
+def list_models(snapshot: Snapshot, caller: Caller, *, in_anthropics_shape: bool = False) -> bytes:
+    """The whole list at once, in OpenAI's shape or in Anthropic's."""
+    named = _names(snapshot.configuration).items()
+    if in_anthropics_shape:
+        found = [_anthropic_model(name) for name, _ in named if may_use(caller, name)]
+        first, last = (found[0]["id"], found[-1]["id"]) if found else (None, None)
+        return msgspec.json.encode({"data": found, "has_more": False, "first_id": first, "last_id": last})
+    data = [_model(name, owner) for name, owner in named if may_use(caller, name)]
     return msgspec.json.encode({"object": "list", "data": data})
 
 
-def show_model(snapshot: Snapshot, caller: Caller, name: str) -> bytes:
+def show_model(snapshot: Snapshot, caller: Caller, name: str, *, in_anthropics_shape: bool = False) -> bytes:
     owner = _names(snapshot.configuration).get(name)
     if owner is None or not may_use(caller, name):
         raise NotFound(f"the model `{name[:200]}` does not exist here", code="model_not_found", param="model")
-    return msgspec.json.encode(_model(name, owner))
+    return msgspec.json.encode(_anthropic_model(name) if in_anthropics_shape else _model(name, owner))
 
 
 def _names(configuration: Configuration) -> dict[str, str]:
@@ -61,3 +72,7 @@ def _leads_here(configuration: Configuration, model: str) -> bool:
 
 def _model(name: str, owner: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+
+
+def _anthropic_model(name: str) -> dict[str, Any]:
+    return {"type": "model", "id": name, "display_name": name, "created_at": _LONG_AGO}

@@ -33,6 +33,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_marks         `cache_control` may stand on parts and tools of chat completions
     reasoning_tokens    `inside` the output count; `outside` it; `total`: in no field, only in the total
     audio_tokens        of the input: `inside` the prompt count, or `outside` it
+    vectors             what embeddings in base64 are made of: OpenAI's `float32`, or `int8`, which clients misread
     """
 
     limit_name: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
@@ -48,6 +49,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_marks: bool = False
     reasoning_tokens: Literal["inside", "outside", "total"] = "inside"
     audio_tokens: Literal["inside", "outside"] = "inside"
+    vectors: Literal["float32", "int8"] = "float32"
 
 
 PLAIN = Dialect()
@@ -57,6 +59,7 @@ PLAIN = Dialect()
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One provider. `base_url` None: each configuration names its own.
 
+    `counts_tokens`: it has `count_tokens` beside its `messages`; where not, the gateway counts itself.
     `speaks`: wire formats in order of preference; those of the surfaces pass through, the first conversation among them
     serves all other surfaces. `auth`: how `api_key` travels. `source`: where the provider documents all this.
     """
@@ -71,4 +74,5 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     auth: Literal["bearer", "x-api-key", "api-key", "x-goog-api-key", "aws", "google", "none"] = "bearer"
     paths: Mapping[WireName, str] = {}  # where they differ from the wire's own; `{model}` is replaced
     headers: Mapping[str, str] = {}  # sent with every request
+    counts_tokens: bool = False
     dialect: Dialect = PLAIN

@@ -148,13 +148,15 @@ async def serve(call: Call) -> None:
         return
     try:
         spoken = _read(target.path, target.query, body)
-        _check_key(call.headers, spoken.key)
+        _check_headers(call.headers, spoken.key, body)
     except (Malformed, KeyError, TypeError, ValueError) as error:
         complaint = {"error": {"message": f"malformed: {error!r}"}, "message": f"malformed: {error!r}"}
         await call.answer(400, json.dumps(complaint).encode())
         return
     asked = spoken.asked
-    if asked.mode in FAILURES:
+    if "lost-thread" in asked.results and body["thread"]["type"] == "continue":
+        await call.answer(400, json.dumps(messages.refuse_thread()).encode())
+    elif asked.mode in FAILURES:
         status, headers, refusal = spoken.module.refusal(asked.mode)
         await call.answer(status, json.dumps(refusal).encode(), headers)
     elif asked.stream:
@@ -163,12 +165,14 @@ async def serve(call: Call) -> None:
         await call.answer(200, json.dumps(spoken.whole(answer_to(asked)), ensure_ascii=False).encode())
 
 
-def _check_key(headers: Mapping[str, str], name: str) -> None:
+def _check_headers(headers: Mapping[str, str], name: str, body: Any) -> None:
     sent = headers.get(name, "")
     if sent != (f"Bearer {UPSTREAM_KEY}" if name == "authorization" else UPSTREAM_KEY):
         raise Malformed(f"no key in `{name}`")
     if name == "x-api-key" and headers.get("anthropic-version") != "2023-06-01":
         raise Malformed("anthropic-version: header is required")
+    if body.get("thread") and "message-threads-2026-08-12" not in headers.get("anthropic-beta", ""):
+        raise Malformed("thread: Extra inputs are not permitted")
 
 
 def _plain(path: str, body: Any) -> dict[str, Any] | None:
@@ -238,7 +242,8 @@ async def _stream(call: Call, spoken: Spoken) -> None:
     await call.send(head.encode())
     if asked.mode in ("breaks-off", "cut-off"):
         await call.stream(*_cut(events[: len(events) // 2]))
-        await asyncio.sleep(0.02)  # what was sent is read and shown before the end comes
+        for _ in range(20):
+            await asyncio.sleep(0.001)  # turns of the loop, in which what was sent is read and shown
         if asked.mode == "cut-off":
             call.cut()
             return

@@ -14,7 +14,8 @@ from gateway.config.document import read_document
 from gateway.config.model import Configuration, Server, Timeouts
 from gateway.config.settings import shipped
 
-ENVIRON = {f"{name}_API_KEY": "sk-x" for name in ("OPENAI", "OPENROUTER", "DEEPSEEK", "GROQ")}
+PROVIDERS = ("OPENAI", "ANTHROPIC", "GEMINI", "MISTRAL", "XAI", "DEEPSEEK", "DASHSCOPE", "GROQ", "OPENROUTER")
+ENVIRON = {f"{name}_API_KEY": "sk-x" for name in PROVIDERS}
 DEFAULT = shipped("policies") / "default.yaml"
 REFERENCE = Path(gateway.__file__).parent.parent / "docs" / "reference" / "configuration.md"
 
@@ -46,6 +47,12 @@ def test_with_every_key_there_is_nothing_to_warn_about() -> None:
         ("gpt-4o-mini", ("openai", "local")),
         ("o3-mini", ("openai", "local")),
         ("chatgpt-4o-latest", ("openai", "local")),
+        ("claude-haiku-4-5", ("anthropic", "local")),
+        ("gemini-2.5-flash", ("gemini", "local")),
+        ("magistral-small", ("mistral", "local")),
+        ("grok-4", ("xai", "local")),
+        ("qwen3-max", ("qwen", "local")),
+        ("text-embedding-3-small", ("openai", "local")),
         ("deepseek-chat", ("deepseek", "local")),
         ("llama-3.1-8b-instant", ("groq", "local")),
         ("anthropic/claude-sonnet-4.5", ("openrouter", "local")),

@@ -227,6 +227,7 @@ def adapter(row: Row, model: str | None = None) -> EndpointAdapter:
         capabilities=row.capabilities,
         dialect=row.dialect,
         paths=row.paths,
+        counts_tokens=row.counts_tokens,
     )
 
 

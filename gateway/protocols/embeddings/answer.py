@@ -20,11 +20,11 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.canonical import EmbeddingAnswer, EmbeddingRequest
+from gateway.config.rows import Dialect
 from gateway.errors import UpstreamProtocolError
 from gateway.protocols.base import MAX_TOKENS, NOT_JSON, StreamError, Summary
 from gateway.types import Usage
 
-_BYTE_VECTORS = ("pplx-embed",)
 _EMPTY = frozenset({b"", b"null", b"false", b'""', b"[]", b"{}"})
 
 
@@ -70,14 +70,14 @@ def scan_answer(body: bytes) -> Summary:
     return Summary(read_usage(answer.usage), _kept(answer.usage), None, "")
 
 
-def read_answer(body: bytes) -> EmbeddingAnswer:
+def read_answer(body: bytes, dialect: Dialect) -> EmbeddingAnswer:
     """Raises UpstreamProtocolError for what is no answer, StreamError for an error under status 200."""
     try:
         answer = _decode(body)
     except NOT_JSON as error:
         raise UpstreamProtocolError(f"not an answer with embeddings: {error}") from None
     _check(answer.error, has_data=bool(answer.data))
-    kind = "b" if (answer.model or "").startswith(_BYTE_VECTORS) else "f"
+    kind = "b" if dialect.vectors == "int8" else "f"
     return EmbeddingAnswer(
         vectors=[_vector(item.embedding, kind) for item in _in_order(answer.data or [])],
         model=answer.model,

@@ -58,7 +58,7 @@ class EmbeddingsWire:
         return requests.write_request(request, model, dialect)
 
     def read_answer(self, body: bytes, dialect: Dialect) -> EmbeddingAnswer:
-        return answers.read_answer(body)
+        return answers.read_answer(body, dialect)
 
 
 EMBEDDINGS_PROTOCOL = EmbeddingsProtocol()

@@ -47,6 +47,7 @@ TIERS = frozenset({"auto", "default", "flex", "scale", "priority", "fast", "ultr
 _REASONS = re.compile(r"(?:^|[/.])(?:o[1-9](?:$|-)|gpt-[5-9](?!\d)(?![\d.]*-chat)|grok-[4-9]|codex-)").search
 _DOES_NOT_REASON = re.compile(r"(?:^|[/.])(?:gpt-3|gpt-4|gpt-5[\d.]*-chat|chatgpt-)").search
 _PLACELESS = ("seed", "logit_bias", "top_k", "min_p", "presence_penalty", "frequency_penalty", "cache")
+_OWN = frozenset({"store", "include"})  # what no client asked for
 _CANONICAL = {"reasoning": "thinking", "text": "output_format", "input": "turns"}  # fields of another name
 _AUDIO_FORMATS = {
     "audio/mpeg": "mp3",
@@ -75,7 +76,7 @@ def write_request(request: Request, model: str, dialect: Dialect) -> Written:
         fields |= request.extra
     fields |= writer.include(model)
     for name in dialect.unsupported:
-        if fields.pop(name, None) is not None:
+        if fields.pop(name, None) is not None and name not in _OWN:
             writer.drop(_CANONICAL.get(name, name))
     for name, theirs in dialect.rename.items():
         if name in fields:

@@ -301,7 +301,15 @@ class ResponsesWriter:
         self._end_item(status=cut)
         for call in self._calls.values():
             self._end_call(call, cut if call.index == last else "completed")
+        self._place_logprobs()
         return self._envelope.ended(self._output, self._finish, self._usage.usage, self._tier)
+
+    def _place_logprobs(self) -> None:
+        """Those that came after the text that they are of, as in a whole answer: the last text has them."""
+        items = [item for item in self._output if isinstance(item, dict) and item["type"] == "message"]
+        contents = items[-1]["content"] if items else None
+        if self._logprobs and isinstance(contents, list) and contents[-1]["type"] == "output_text":
+            contents[-1]["logprobs"] = self._logprobs
 
     def _emit(self, kind: str, fields: Fields) -> None:
         data = msgspec.json.encode({"type": kind, "sequence_number": self._sequence, **fields})

@@ -1,4 +1,6 @@
-"""Anthropic's Messages. Source: Anthropic API reference, "Messages", "Streaming" and "Errors"."""
+"""Anthropic's Messages. Source: Anthropic API reference, "Messages", "Streaming" and "Errors"; for threads, whose
+requests bring only what is new, the types and `lib/threads` of the `anthropic` SDK.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,18 @@ from tests.clients.wires.chat import text_of
 _FINISH = {"stop": "end_turn", "calls": "tool_use", "length": "max_tokens"}
 
 
+MESSAGE_ID = "msg_01Upstream"
+
+
 def read(body: Any) -> Asked:
     demand(isinstance(body.get("max_tokens"), int), "max_tokens: Field required")
     messages = body["messages"]
     demand(messages and messages[0]["role"] == "user", "the first message must be the user's")
+    thread = body.get("thread") or {}
+    demand(thread.get("previous_message_id", MESSAGE_ID) == MESSAGE_ID, "unknown previous_message_id")
     thinking = body.get("thinking") or {}
     thinks = thinking.get("type") in ("enabled", "adaptive")
-    results = _results(messages, thinks)
+    results = _results(messages, thinks, goes_on=thread.get("type") == "continue")
     if thinking.get("type") == "enabled":
         demand(1024 <= thinking["budget_tokens"] < body["max_tokens"], "budget_tokens must be below max_tokens")
     return Asked(
@@ -45,13 +52,14 @@ def read(body: Any) -> Asked:
     )
 
 
-def _results(messages: Any, thinks: bool) -> list[str]:
+def _results(messages: Any, thinks: bool, goes_on: bool) -> list[str]:
     """Each call's result must stand in the very next message; a call has its thinking before it."""
     results, open_calls = [], set[str]()
-    for message in messages:
+    for index, message in enumerate(messages):
         blocks = message["content"] if isinstance(message["content"], list) else []
         told = [block for block in blocks if block["type"] == "tool_result"]
-        demand({block["tool_use_id"] for block in told} == open_calls, "`tool_use` and `tool_result` do not match")
+        is_kept = goes_on and index == 0  # the calls are in a message that only the provider has
+        demand(is_kept or {block["tool_use_id"] for block in told} == open_calls, "`tool_use` and `tool_result` do not match")
         results += [text_of(block.get("content")) for block in told]
         open_calls = {block["id"] for block in blocks if block["type"] == "tool_use"}
         if thinks and open_calls:
@@ -77,7 +85,7 @@ def usage(answer: Answer) -> dict[str, Any]:
 
 
 def _message(answer: Answer, **fields: Any) -> dict[str, Any]:
-    head = {"id": "msg_01Upstream", "type": "message", "role": "assistant", "model": answer.model}
+    head = {"id": MESSAGE_ID, "type": "message", "role": "assistant", "model": answer.model}
     return {**head, "content": [], "stop_reason": None, "stop_sequence": None, **fields}
 
 
@@ -125,6 +133,13 @@ def stream(answer: Answer, asked: Asked) -> Iterator[bytes]:
     counts = {name: count for name, count in usage(answer).items() if "tokens" in name}
     yield tell("message_delta", delta=delta, usage=counts)
     yield tell("message_stop")
+
+
+def refuse_thread() -> dict[str, Any]:
+    """The provider has lost the conversation: SDKs send it again as a whole."""
+    error = _error("invalid_request_error", "thread: no message with this previous_message_id")
+    error["error"]["details"] = {"error_code": "thread_not_found"}
+    return error
 
 
 def break_off() -> bytes:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config.rows import PLAIN
+from gateway.config.row_book import find_row, shipped_rows
+from gateway.config.rows import PLAIN, Dialect
 from gateway.errors import UpstreamError
 from gateway.protocols.embeddings.wire import EMBEDDINGS_PROTOCOL, EMBEDDINGS_WIRE
 from gateway.types import BUCKETS, Usage
@@ -27,7 +28,7 @@ def buckets(expected: dict[str, Any]) -> Usage:
 
 @pytest.mark.parametrize("recording", recordings(*PROTOCOLS))
 def test_answer(recording: Recording) -> None:
-    answer, expected = EMBEDDINGS_WIRE.read_answer(recording.body, PLAIN), recording.expected
+    answer, expected = EMBEDDINGS_WIRE.read_answer(recording.body, dialect_of(recording)), recording.expected
     summary = EMBEDDINGS_PROTOCOL.scan_answer(recording.body, PLAIN)
     assert len(answer.vectors) == expected["vectors"] == inputs_of(recording)
     assert len({len(vector) for vector in answer.vectors}) == 1
@@ -35,6 +36,11 @@ def test_answer(recording: Recording) -> None:
         assert answer.usage == summary.usage == buckets(expected)
     for raw in (answer.raw_usage, summary.raw_usage):
         assert raw is not None and json.loads(bytes(raw)) == expected["usage_raw"]
+
+
+def dialect_of(recording: Recording) -> Dialect:
+    row = find_row(recording.provider, shipped_rows())
+    return PLAIN if row is None else row.dialect
 
 
 def inputs_of(recording: Recording) -> int:

@@ -175,6 +175,12 @@ def test_own_calls_keep_ids_and_signatures() -> None:
     assert [part["functionResponse"].get("id") for part in user["parts"]] == ["given", None]
 
 
+def test_a_server_side_tool_tells_that_the_turn_is_own() -> None:
+    code = Opaque(msgspec.Raw(b'{"executableCode":{"code":"1"}}'), "gemini")
+    parts = contents(HELLO, Turn("assistant", [code, ToolCall("given", "f", "{}")]))[1]["parts"]
+    assert parts[1]["functionCall"]["id"] == "given"
+
+
 def test_each_step_is_signed() -> None:
     steps = [
         turn

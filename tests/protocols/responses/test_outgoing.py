@@ -348,6 +348,8 @@ def test_the_dialect_is_spoken() -> None:
     assert written["end_user"] == "u" and not written.keys() & {"temperature", "reasoning", "user", "top_logprobs"}
     assert "message.output_text.logprobs" not in written.get("include", [])
     assert dropped(request, dialect) == ("temperature", "thinking", "top_logprobs")
+    assert "store" not in write(request, Dialect(unsupported=("store",)))
+    assert dropped(request, Dialect(unsupported=("store", "include"))) == ()
 
 
 def test_extra_goes_back_to_its_own_protocol_only() -> None:
