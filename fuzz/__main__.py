@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["gateway"]):
 FINDINGS = Path(__file__).parent / "findings"
 RECORDINGS = Path(__file__).parents[2] / "shared" / "wire"
 MAX_SEEDS = 300
-MAX_SEED_BYTES = 16_384
+MAX_SEED_BYTES = 4_096
 
 
 def seeds(name: str) -> list[bytes]:

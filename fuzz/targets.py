@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-from gateway.protocols.complaint import read_complaint, scrub
 
 from fuzz.seeds import ERRORS, HTTP, REQUESTS, RICH_REQUESTS, STREAMS
 from gateway.adapters.wires import EMBEDDINGS, WIRES
 from gateway.api.surfaces import SURFACES
-from gateway.canonical import Folding, unfold
 from gateway.config.rows import PLAIN, Dialect
 from gateway.errors import GatewayError, UpstreamError
+from gateway.folding import Folding, unfold
 from gateway.protocols.base import ClientProtocol, ConversationProtocol
+from gateway.protocols.complaint import read_complaint, scrub
 from gateway.tokens import estimate_prompt_tokens
 from gateway.types import WireName
 from gateway.upstream.client import UpstreamClient

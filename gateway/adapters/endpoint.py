@@ -34,7 +34,8 @@ _MAX_TEMPLATES = 256
 class EndpointAdapter:
     """See `adapters.base.Adapter`. `upstream_model`: what to ask for; None: as the client asked.
 
-    `counts_tokens`: as in its row. `speaks`: in the order of preference. `paths`: where a wire's path is not the usual one; `{model}` is replaced.
+    `speaks`: in the order of preference. `paths`: where a wire's path is not the usual one; `{model}` is replaced.
+    `counts_tokens`: as in its row.
     """
 
     def __init__(

@@ -17,10 +17,13 @@ import msgspec
 
 from gateway.adapters.endpoint import EndpointAdapter
 from gateway.adapters.wires import EMBEDDINGS, WIRES
-from gateway.canonical import Answer, Folding, tool_calls, visible_text
+from gateway.canonical import (
+    Answer,
+)
 from gateway.config.row_book import find_row
 from gateway.config.rows import PLAIN, Dialect, Row
 from gateway.errors import UpstreamError
+from gateway.folding import Folding, tool_calls, visible_text
 from gateway.protocols.base import ConversationProtocol, StreamDecoder
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
 from gateway.protocols.complaint import read_complaint

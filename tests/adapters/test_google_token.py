@@ -113,7 +113,7 @@ def test_token(credentials: dict[str, Any]) -> None:
         b'{"error": "invalid_grant", "error_description": "SECRET"}',
         b'{"access_token": 5, "expires_in": 10}',
         b'{"access_token": "", "expires_in": 10}',
-        b'{"access_token": "SECRET\\r\\nx: y", "expires_in": 10}',
+        b'{"access_token": "SECRET\\r\\nx:y", "expires_in": 10}',
         b'{"access_token": "SECRET", "expires_in": -1}',
         b'{"access_token": "SECRET", "expires_in": 1e300}',
         b'{"access_token": "' + b"SECRET" * 10_000 + b'", "expires_in": 10}',

@@ -9,7 +9,7 @@ QUESTION = "What is the answer?"
 ASK_WEATHER = "What will the weather be?"
 
 
-class get_weather(BaseModel):  # noqa: N801 - its name is the tool's
+class get_weather(BaseModel):
     """The weather of the coming days."""
 
     city: str

@@ -29,7 +29,12 @@ async def run(script: str, stage: Stage, environment: Mapping[str, str]) -> Any:
     node = shutil.which("node")
     if node is None or not (FOLDER / "node_modules").is_dir():
         pytest.skip("needs `node`, and its packages: `npm ci --prefix tests/clients/node`")
-    command = (node, str(FOLDER / script), stage.gateway.url, KEY, ",".join(WIRES))
+    wires = ",".join(WIRES)
+    return await last_line_of(node, str(FOLDER / script), stage.gateway.url, KEY, wires, environment=environment)
+
+
+async def last_line_of(*command: str, environment: Mapping[str, str]) -> Any:
+    """The JSON in the last line that a process prints; it must end well, and in time."""
     process = await asyncio.create_subprocess_exec(
         *command, env=dict(environment), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

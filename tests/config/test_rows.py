@@ -12,10 +12,13 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 import pytest
 
-from gateway.canonical import Answer, Folding
+from gateway.canonical import (
+    Answer,
+)
 from gateway.config import row_book
 from gateway.config.row_book import find_row, make_row, shipped_rows
 from gateway.config.rows import PLAIN, Dialect, Row
+from gateway.folding import Folding
 from gateway.protocols.chat.wire import CHAT_WIRE
 from gateway.types import WireName
 from tests.docs.blocks import ROOT

@@ -16,9 +16,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import errors
-from gateway.adapters.openai import StreamError
 from gateway.api.application import InternalError
 from gateway.ledger.record import WORKER_LOST
+from gateway.protocols.base import StreamError
+from gateway.protocols.complaint_codes import CODES
 from gateway.telemetry import ControlMetrics, Metrics
 from gateway.types import Usage
 from tests.docs.blocks import ROOT
@@ -78,6 +79,7 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
 
 def test_error_classes_have_their_status_and_type() -> None:
     found = {one.__name__: (str(one.status), one.type) for one in errors.GatewayError.__subclasses__()}
+    found["CallersMistake"] = ("4xx", found["CallersMistake"][1])  # as the provider says
     assert InternalError.__name__ in found
     rows = table(DOCS / "reference" / "errors.md", "## Classes")
     assert {name: (status, kind) for name, status, kind, _ in rows} == found
@@ -89,6 +91,11 @@ def test_error_codes_are_those_that_the_source_gives() -> None:
         found.setdefault(code, set()).add("500" if one is errors.GatewayError else str(one.status))
     rows = table(DOCS / "reference" / "errors.md", "## Codes")
     assert {code: {status} for code, status, _ in rows} == found
+
+
+def test_codes_of_refusals_are_all_there() -> None:
+    rows = table(DOCS / "reference" / "errors.md", "## Codes of what a provider refuses")
+    assert {code for code, _ in rows} == CODES
 
 
 def codes() -> Iterator[tuple[str, type[errors.GatewayError]]]:

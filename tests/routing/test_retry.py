@@ -36,7 +36,6 @@ from gateway.routing.retry import (
     next_step,
     retry_after,
 )
-
 from tests.configuration import make_endpoint
 
 NOW = 1_700_000_000.0

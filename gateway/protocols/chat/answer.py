@@ -22,10 +22,10 @@ from gateway.canonical import (
     Request,
     Text,
     ToolCall,
-    visible_text,
 )
 from gateway.config.rows import Dialect
 from gateway.errors import UpstreamProtocolError
+from gateway.folding import visible_text
 from gateway.protocols.chat import chunk
 from gateway.protocols.chat.content import data_url, read_part, thought_text
 from gateway.protocols.chat.reader import speaks_functions

@@ -23,9 +23,9 @@ from gateway.canonical import (
     ToolCallDelta,
     ToolCallStarted,
     UsageReported,
-    fold,
 )
 from gateway.errors import UpstreamProtocolError
+from gateway.folding import fold
 from gateway.protocols.base import StreamError
 from gateway.protocols.cohere.usage import is_empty, kept, read_usage
 

@@ -26,10 +26,10 @@ from gateway.canonical import (
     ToolCall,
     ToolResult,
     Turn,
-    tool_calls,
 )
 from gateway.config.rows import Dialect
 from gateway.errors import InvalidRequest
+from gateway.folding import tool_calls
 from gateway.protocols.base import Written
 
 _NOWHERE = ("min_p", "logit_bias", "service_tier", "user", "metadata", "prompt_cache_key", "verbosity", "top_logprobs")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from gateway.canonical import Answer, Folding, Request
+from gateway.canonical import (
+    Answer,
+    Request,
+)
 from gateway.config.rows import Dialect
 from gateway.errors import UpstreamProtocolError
+from gateway.folding import Folding
 from gateway.protocols.base import MAX_TOKENS, Written
 from gateway.protocols.gemini.answer import AnswerReader
 from gateway.protocols.gemini.documents import DocumentSplitter

@@ -32,9 +32,9 @@ from gateway.canonical import (
     ToolCallDelta,
     ToolCallStarted,
     UsageReported,
-    fold,
 )
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.folding import fold
 from gateway.protocols.base import MAX_TOKENS, NOT_JSON, StreamError
 from gateway.protocols.framing import LineSplitter
 from gateway.protocols.parsing import mend_surrogates

@@ -26,10 +26,10 @@ from gateway.canonical import (
     ToolCall,
     ToolResult,
     Turn,
-    tool_calls,
 )
 from gateway.config.rows import Dialect
 from gateway.errors import InvalidRequest
+from gateway.folding import tool_calls
 from gateway.protocols.base import NOT_JSON, Written
 
 _LEVELS: dict[Effort, str] = {

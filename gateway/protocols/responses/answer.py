@@ -24,9 +24,9 @@ from gateway.canonical import (
     ToolCallDelta,
     ToolCallStarted,
     UsageReported,
-    fold,
 )
 from gateway.errors import UpstreamProtocolError
+from gateway.folding import fold
 from gateway.protocols.base import MAX_TOKENS, StreamError, Summary
 from gateway.protocols.responses.decoding import is_empty, read
 from gateway.protocols.responses.output import Output

@@ -30,8 +30,8 @@ from gateway.canonical import (
     ToolCallDelta,
     ToolCallStarted,
     UsageReported,
-    unfold,
 )
+from gateway.folding import unfold
 from gateway.protocols.responses import envelope
 from gateway.protocols.responses.call_seal import write_call_seal
 from gateway.protocols.responses.envelope import Envelope, Fields, Ids

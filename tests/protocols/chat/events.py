@@ -6,8 +6,12 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gateway.canonical import Answer, Event, fold
+from gateway.canonical import (
+    Answer,
+    Event,
+)
 from gateway.config.rows import PLAIN, Dialect
+from gateway.folding import fold
 from gateway.protocols.chat.wire import CHAT_PROTOCOL, CHAT_WIRE
 
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}

@@ -21,11 +21,10 @@ from gateway.canonical import (
     Seal,
     Text,
     ToolCall,
-    fold,
-    unfold,
 )
 from gateway.config.rows import PLAIN, Dialect
 from gateway.errors import GatewayError, InvalidRequest, UpstreamError, UpstreamProtocolError
+from gateway.folding import fold, unfold
 from gateway.protocols.base import StreamError
 from gateway.protocols.chat.wire import CHAT_PROTOCOL, CHAT_WIRE
 from gateway.types import BUCKETS, Usage

@@ -9,7 +9,12 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import pytest
 
-from gateway.canonical import Answer, Reasoning, Refusal, fold, tool_calls, visible_text
+from gateway.canonical import (
+    Answer,
+    Reasoning,
+    Refusal,
+)
+from gateway.folding import fold, tool_calls, visible_text
 from gateway.protocols.base import StreamError
 from gateway.protocols.chat.scanner import Scanner, scan_answer
 from gateway.protocols.chat.wire import CHAT_WIRE

@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 
-from gateway.canonical import Answer, Citation, Reasoning, Text, ToolCall, tool_calls, visible_text
+from gateway.canonical import (
+    Answer,
+    Citation,
+    Reasoning,
+    Text,
+    ToolCall,
+)
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamProtocolError
+from gateway.folding import tool_calls, visible_text
 from gateway.protocols.base import StreamError
 from gateway.protocols.cohere.wire import COHERE_WIRE
 from gateway.types import Usage

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
-from gateway.canonical import Answer, Reasoning, fold, tool_calls, visible_text
+from gateway.canonical import (
+    Answer,
+    Reasoning,
+)
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamError
+from gateway.folding import fold, tool_calls, visible_text
 from gateway.protocols.cohere.wire import COHERE_EMBEDDINGS, COHERE_WIRE
 from gateway.types import BUCKETS, Usage
 from tests.recordings import Recording, cuts, recordings

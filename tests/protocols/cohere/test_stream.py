@@ -25,11 +25,10 @@ from gateway.canonical import (
     ToolCallDelta,
     ToolCallStarted,
     UsageReported,
-    fold,
-    visible_text,
 )
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.folding import fold, visible_text
 from gateway.protocols.base import StreamDecoder, StreamError
 from gateway.protocols.cohere.wire import COHERE_WIRE
 from gateway.types import Usage

@@ -30,12 +30,10 @@ from gateway.canonical import (
     ToolCall,
     Turn,
     UsageReported,
-    fold,
-    unfold,
-    visible_text,
 )
 from gateway.config.rows import PLAIN, Dialect
 from gateway.errors import InvalidRequest, UpstreamDisconnected, UpstreamError, UpstreamProtocolError
+from gateway.folding import fold, unfold, visible_text
 from gateway.protocols.base import StreamError
 from gateway.protocols.completions.view import CompletionRequest
 from gateway.protocols.completions.wire import COMPLETIONS_PROTOCOL, COMPLETIONS_WIRE

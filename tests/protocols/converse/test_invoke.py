@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from gateway.canonical import Text, fold
+from gateway.canonical import (
+    Text,
+)
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.folding import fold
 from gateway.protocols.base import StreamError
 from gateway.protocols.converse.invoke import InvokeDecoder
 from tests.protocols.converse.frames import event, exception

@@ -9,9 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.canonical import Answer, Opaque, Reasoning, fold, tool_calls, unfold, visible_text
+from gateway.canonical import (
+    Answer,
+    Opaque,
+    Reasoning,
+)
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamDisconnected
+from gateway.folding import fold, tool_calls, unfold, visible_text
 from gateway.protocols.base import StreamDecoder
 from gateway.protocols.converse import invoke
 from gateway.protocols.converse.usage import read_count

@@ -21,10 +21,10 @@ from gateway.canonical import (
     Seal,
     Text,
     ToolCall,
-    fold,
 )
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.folding import fold
 from gateway.protocols.base import StreamError
 from gateway.protocols.converse.wire import CONVERSE_WIRE
 from gateway.protocols.framing import MAX_EVENT_BYTES

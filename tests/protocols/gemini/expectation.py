@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gateway.canonical import Answer, Opaque, Reasoning, ToolCall, tool_calls, visible_text
+from gateway.canonical import (
+    Answer,
+    Opaque,
+    Reasoning,
+    ToolCall,
+)
+from gateway.folding import tool_calls, visible_text
 from gateway.types import Usage
 
 

@@ -23,10 +23,10 @@ from gateway.canonical import (
     ToolCallDelta,
     ToolCallStarted,
     UsageReported,
-    fold,
 )
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.folding import fold
 from gateway.protocols.base import StreamError
 from gateway.protocols.gemini.calls import is_made
 from gateway.protocols.gemini.wire import GEMINI_WIRE, read_count
@@ -169,6 +169,11 @@ def test_every_documented_finish_is_known() -> None:
         if read({"text": "x"}, finish=reason.value).choices[0].finish == "unknown"
     }
     assert unknown == {"FINISH_REASON_UNSPECIFIED"}
+
+
+def test_an_answer_as_an_array() -> None:
+    body = b" [" + response(candidate({"text": "a"}, finish=None)) + b"," + response(candidate({"text": "b"})) + b"]"
+    assert GEMINI_WIRE.read_answer(body, PLAIN).choices[0].parts == [Text("ab")]
 
 
 def test_blocked_prompt() -> None:

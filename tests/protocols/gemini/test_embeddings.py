@@ -106,6 +106,7 @@ def test_answers() -> None:
         b"[]",
         b'{"embeddings": []}',
         b'{"embeddings": [{}]}',
+        b'{"embeddings": [{"values": [1]}, {}]}',
         b'{"embeddings": [{"values": ["a"]}]}',
         b'{"predictions": [{}]}',
     ],

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from gateway.canonical import fold
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamProtocolError
+from gateway.folding import fold
 from gateway.protocols.base import StreamError
 from gateway.protocols.gemini.embeddings import read_embeddings
 from gateway.protocols.gemini.wire import GEMINI_WIRE, read_count

@@ -10,8 +10,15 @@ from anthropic.types import MessageCreateParams
 from anthropic.types.beta.message_create_params import MessageCreateParams as BetaCreateParams
 from pydantic import TypeAdapter
 
-from gateway.canonical import Event, Part, Request, Text, Turn, fold
+from gateway.canonical import (
+    Event,
+    Part,
+    Request,
+    Text,
+    Turn,
+)
 from gateway.config.rows import PLAIN, Dialect
+from gateway.folding import fold
 from gateway.protocols.messages.wire import MESSAGES_PROTOCOL, MESSAGES_WIRE
 from tests.recordings import cuts
 

@@ -20,10 +20,10 @@ from gateway.canonical import (
     TextDelta,
     ToolCall,
     UsageReported,
-    fold,
 )
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.folding import fold
 from gateway.protocols.base import StreamError
 from gateway.protocols.framing import MAX_EVENT_BYTES
 from gateway.protocols.messages.wire import MESSAGES_WIRE

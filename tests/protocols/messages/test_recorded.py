@@ -10,8 +10,15 @@ from anthropic.types import MessageCreateParams
 from anthropic.types.beta.message_create_params import MessageCreateParams as BetaCreateParams
 from pydantic import TypeAdapter
 
-from gateway.canonical import Answer, Folding, Opaque, Reasoning, Text, ToolCall, fold, visible_text
+from gateway.canonical import (
+    Answer,
+    Opaque,
+    Reasoning,
+    Text,
+    ToolCall,
+)
 from gateway.config.rows import PLAIN
+from gateway.folding import Folding, fold, visible_text
 from gateway.protocols.messages.wire import COUNT_TOKENS_PROTOCOL, MESSAGES_PROTOCOL, MESSAGES_WIRE
 from gateway.types import Usage
 from tests.recordings import Recording, cuts, recordings

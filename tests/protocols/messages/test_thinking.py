@@ -194,6 +194,11 @@ def test_a_turn_under_way_that_began_without_thinking_goes_on_without(turns: lis
     assert "thinking" in write(request, "glm-4.6")[0]
 
 
+def test_results_without_the_call_before_them() -> None:
+    """The API refuses them, and says so better than a failure here would."""
+    assert "thinking" in write(asking(turns=[RESULT], thinking=Thinking("low")))[0]
+
+
 @pytest.mark.parametrize(
     ("model", "thinking", "kept", "lost"),
     [

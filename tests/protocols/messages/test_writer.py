@@ -32,8 +32,6 @@ from gateway.canonical import (
     ToolCallDelta,
     ToolCallStarted,
     UsageReported,
-    fold,
-    unfold,
 )
 from gateway.errors import (
     AuthenticationFailed,
@@ -48,6 +46,7 @@ from gateway.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from gateway.folding import fold, unfold
 from gateway.protocols.messages.wire import MESSAGES_PROTOCOL
 from gateway.types import Usage
 from tests.protocols.messages.sdk import accumulate, serving

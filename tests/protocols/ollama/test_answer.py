@@ -24,12 +24,10 @@ from gateway.canonical import (
     ToolCallDelta,
     ToolCallStarted,
     UsageReported,
-    fold,
-    tool_calls,
-    visible_text,
 )
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.folding import fold, tool_calls, visible_text
 from gateway.protocols.base import StreamDecoder, StreamError
 from gateway.protocols.ollama.wire import OLLAMA_WIRE
 from gateway.types import Usage

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from gateway.canonical import Answer, Reasoning, fold, tool_calls, visible_text
+from gateway.canonical import (
+    Answer,
+    Reasoning,
+)
 from gateway.config.rows import PLAIN
+from gateway.folding import fold, tool_calls, visible_text
 from gateway.protocols.ollama.wire import OLLAMA_EMBEDDINGS, OLLAMA_WIRE
 from gateway.types import BUCKETS, Usage
 from tests.recordings import Recording, cuts, recordings

@@ -6,8 +6,13 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from gateway.canonical import Answer, Event, Request, fold
+from gateway.canonical import (
+    Answer,
+    Event,
+    Request,
+)
 from gateway.config.rows import PLAIN, Dialect
+from gateway.folding import fold
 from gateway.protocols.responses.wire import RESPONSES_PROTOCOL, RESPONSES_WIRE
 
 USAGE = {

@@ -21,11 +21,10 @@ from gateway.canonical import (
     ToolCall,
     ToolCallDelta,
     ToolCallStarted,
-    fold,
-    visible_text,
 )
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.folding import fold, visible_text
 from gateway.protocols.base import StreamError
 from gateway.protocols.framing import MAX_EVENT_BYTES
 from gateway.protocols.responses.answer import read_count
@@ -299,6 +298,18 @@ def _json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+def test_an_item_under_way_is_finished_by_the_response() -> None:
+    stream = [CREATED, added(0, message()), delta("output_text", "ab", **PLACE)]
+    assert visible_text(decode_answer(*stream, completed(message("abc"))).choices[0].parts) == "abc"
+    assert visible_text(decode_answer(*stream, completed(call())).choices[0].parts) == "ab"
+
+
+def test_items_that_are_done_twice_come_once() -> None:
+    items = [reasoning(encrypted="s"), {"type": "web_search_call", "id": "ws_1"}, message("a"), call()]
+    once = [done(at, item) for at, item in enumerate(items)]
+    assert decode_answer(CREATED, *once, *once, completed(*items)) == decode_answer(CREATED, *once, completed(*items))
+
+
 def test_items_in_other_places_in_the_end_come_once() -> None:
     """A server that leaves a gap in the stream and none in the response."""
     stream = [CREATED, added(0, message()), delta("output_text", "a", 0, **PLACE), done(0, message("a"))]
@@ -369,6 +380,13 @@ def test_errors_inside_a_stream(piece: bytes) -> None:
 def test_a_stream_that_breaks_off(length: int) -> None:
     decoder = RESPONSES_WIRE.open_decoder(PLAIN)
     decoder.feed(b"".join(STREAM[:length]))
+    with pytest.raises(UpstreamDisconnected):
+        decoder.finish()
+
+
+def test_a_mark_is_not_the_end() -> None:
+    decoder = RESPONSES_WIRE.open_decoder(PLAIN)
+    assert decoder.feed(CREATED + b"data: [DONE]\n\n") == [Started("resp_1", "served", 17)]
     with pytest.raises(UpstreamDisconnected):
         decoder.finish()
 

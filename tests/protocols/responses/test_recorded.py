@@ -8,9 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.canonical import Answer, Opaque, Reasoning, fold, tool_calls, visible_text
+from gateway.canonical import (
+    Answer,
+    Opaque,
+    Reasoning,
+)
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamError
+from gateway.folding import fold, tool_calls, visible_text
 from gateway.protocols.responses.answer import read_count
 from gateway.protocols.responses.wire import RESPONSES_PROTOCOL, RESPONSES_WIRE
 from gateway.types import BUCKETS

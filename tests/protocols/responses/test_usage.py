@@ -34,6 +34,7 @@ def counts(given: int = 10, made: int = 7, total: int | None = None, **details: 
         (counts(cached_tokens=10, cache_write_tokens=10), Usage(0, 10, 10, output_tokens=7)),
         (counts(audio_tokens=3, image_tokens=2), Usage(5, input_audio_tokens=3, input_image_tokens=2, output_tokens=7)),
         (counts(cached_tokens=8, image_tokens=5), Usage(0, 8, input_image_tokens=2, output_tokens=7)),
+        (counts(cached_tokens=8, audio_tokens=5), Usage(0, 8, input_audio_tokens=2, output_tokens=7)),
         (counts(total=17, reasoning_tokens=3), Usage(10, output_tokens=4, reasoning_tokens=3)),
         (counts(total=20, reasoning_tokens=3), Usage(10, output_tokens=7, reasoning_tokens=3)),
         (msgspec.Raw(b'{"input_tokens":1,"output_tokens":2}'), Usage(1, output_tokens=2)),

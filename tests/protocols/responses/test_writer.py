@@ -42,11 +42,10 @@ from gateway.canonical import (
     ToolChoice,
     Turn,
     UsageReported,
-    fold,
-    unfold,
 )
 from gateway.config.rows import PLAIN
 from gateway.errors import InvalidRequest, UpstreamFailed
+from gateway.folding import fold, unfold
 from gateway.protocols.responses.wire import RESPONSES_PROTOCOL, RESPONSES_WIRE
 from gateway.types import Usage
 from tests.protocols.responses.sdk import accumulate, check_answer, client, events_of
