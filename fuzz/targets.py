@@ -20,6 +20,7 @@ from gateway.errors import GatewayError, UpstreamError
 from gateway.folding import Folding, unfold
 from gateway.protocols.base import ClientProtocol, ConversationProtocol
 from gateway.protocols.complaint import read_complaint, scrub
+from gateway.protocols.framing import as_utf8
 from gateway.tokens import estimate_prompt_tokens
 from gateway.types import WireName
 from gateway.upstream.client import UpstreamClient
@@ -38,34 +39,36 @@ class Target(NamedTuple):
 
 
 def decode_stream(name: WireName, data: bytes) -> None:
-    """Whole and cut: the same answer, or an error both times."""
+    """Whole and cut: the same answer, or an error both times. What stands behind the end does not matter."""
     if not data:
         return
     size, body = data[0] + 1, data[1:]
-    whole = _decoded(name, [body])
-    assert whole == _decoded(name, [body[at : at + size] for at in range(0, len(body), size)]), "the cut matters"
+    cut, length = _decoded(name, body, size)
+    assert cut == _decoded(name, body[:length], max(1, length))[0], "the cut matters"
 
 
-def _decoded(name: WireName, pieces: list[bytes]) -> Any:
-    decoder, folding = WIRES[name].open_decoder(PLAIN), Folding()
+def _decoded(name: WireName, body: bytes, size: int) -> tuple[Any, int]:
+    """The answer, or the error's name; and how many bytes were taken."""
+    decoder, folding, taken = WIRES[name].open_decoder(PLAIN), Folding(), 0
     try:
-        for piece in pieces:
+        for start in range(0, len(body), size):
+            taken = min(len(body), start + size)
+            for event in decoder.feed(body[start:taken]):
+                folding.add(event)
             if decoder.is_finished:
                 break
-            for event in decoder.feed(piece):
-                folding.add(event)
         if not decoder.is_finished:
             for event in decoder.finish():
                 folding.add(event)
     except UpstreamError as error:
-        return type(error).__name__
+        return type(error).__name__, taken
     answer = folding.answer()
     # An invalid answer must never be billed, and a valid one must be writable for every client.
     assert answer.usage is None or min(msgspec.structs.astuple(answer.usage)) >= 0
     for protocol in SURFACES.values():
         if isinstance(protocol, ConversationProtocol):
             _write(protocol, answer)
-    return msgspec.json.encode(answer.choices), answer.usage
+    return (msgspec.json.encode(answer.choices), answer.usage), taken
 
 
 def _write(protocol: ConversationProtocol, answer: Any) -> None:
@@ -79,24 +82,24 @@ def scan_stream(protocol: ClientProtocol, data: bytes) -> None:
     if not data:
         return
     size, body = data[0] + 1, data[1:]
-    whole = _scanned(protocol, [body])
-    assert whole == _scanned(protocol, [body[at : at + size] for at in range(0, len(body), size)]), "the cut matters"
+    cut, length = _scanned(protocol, body, size)
+    assert cut == _scanned(protocol, body[:length], max(1, length))[0], "the cut matters"
 
 
-def _scanned(protocol: ClientProtocol, pieces: list[bytes]) -> Any:
-    scanner = protocol.open_scanner(protocol.parse(REQUESTS[protocol.surface]), PLAIN)
-    shown = b""
+def _scanned(protocol: ClientProtocol, body: bytes, size: int) -> tuple[Any, int]:
+    scanner, shown, taken = protocol.open_scanner(protocol.parse(REQUESTS[protocol.surface]), PLAIN), b"", 0
     try:
-        for piece in pieces:
+        for start in range(0, len(body), size):
+            taken = min(len(body), start + size)
+            shown += scanner.feed(body[start:taken])
             if scanner.is_finished:
                 break
-            shown += scanner.feed(piece)
         if not scanner.is_finished:
             shown += scanner.finish()
     except UpstreamError as error:
-        return type(error).__name__
-    assert len(shown) <= sum(map(len, pieces)) + 64, "a scanner adds nothing"
-    return scanner.usage, scanner.finish_reason
+        return type(error).__name__, taken
+    assert len(shown) <= len(body) + 64, "a scanner adds nothing"
+    return (scanner.usage, scanner.finish_reason), taken
 
 
 # Whole answers, requests, errors
@@ -105,7 +108,7 @@ def _scanned(protocol: ClientProtocol, pieces: list[bytes]) -> Any:
 def read_answer(data: bytes) -> None:
     for name, wire in WIRES.items():
         try:
-            answer = wire.read_answer(data, PLAIN)
+            answer = wire.read_answer(as_utf8(data), PLAIN)
         except UpstreamError:
             continue
         assert answer.usage is None or min(msgspec.structs.astuple(answer.usage)) >= 0, name

@@ -28,6 +28,7 @@ from gateway.canonical import (
 )
 from gateway.config.rows import Dialect
 from gateway.protocols.base import ConversationProtocol, StreamDecoder, StreamReader, StreamWriter, Summary, Wire
+from gateway.protocols.framing import as_utf8
 from gateway.types import Usage
 from gateway.upstream.request import UpstreamRequest
 
@@ -61,7 +62,7 @@ class Translation(Call):
         self._dialect = dialect
 
     def read_answer(self, body: bytes) -> tuple[bytes, Summary]:
-        answer = self._wire.read_answer(body, self._dialect)
+        answer = self._wire.read_answer(as_utf8(body), self._dialect)
         answer.model = answer.model or self._model
         if self._emulation.uses_tool:
             answer = restore_answer(answer)

@@ -14,6 +14,18 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 
+def as_utf8(data: bytes) -> bytes:
+    """The same, with what is not UTF-8 replaced by U+FFFD (WHATWG Encoding, "decode"): raw JSON out of it goes on to
+    clients, and the JSON decoder does not look into what it skips."""
+    if data.isascii():
+        return data
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace").encode()
+    return data
+
+
 class SseEvent(NamedTuple):
     """`name`: of the `event` line, empty where there is none. `data`: the `data` lines, joined by line feeds."""
 
@@ -50,7 +62,7 @@ class SseSplitter:
             self._is_first, line = False, line.removeprefix(_BOM)
         if not line:
             if self._data:
-                events.append(SseEvent(self._name, b"\n".join(self._data)))
+                events.append(SseEvent(self._name, as_utf8(b"\n".join(self._data))))
             self._name, self._data, self._size = b"", [], 0
             return
         field, _, value = line.partition(b":")
@@ -72,10 +84,10 @@ class LineSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Raises UpstreamProtocolError for a line over the limit."""
-        return [line for line in self._lines.feed(chunk) if line.strip()]
+        return [as_utf8(line) for line in self._lines.feed(chunk) if line.strip()]
 
     def finish(self) -> list[bytes]:
-        return [line for line in self._lines.finish() if line.strip()]
+        return [as_utf8(line) for line in self._lines.finish() if line.strip()]
 
 
 class _Lines:

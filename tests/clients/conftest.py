@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from gateway.types import UsageEvent
-from tests.clients.upstreams import document, serve
+from tests.clients.scenario import SIGNATURE
+from tests.clients.upstreams import SEALED, document, serve
 from tests.gateway_fixtures import KEY, PATIENCE, Gateway, Upstream
 from tests.pipeline.conftest import (  # noqa: F401 - fixtures
     StartGateway,
@@ -47,6 +48,10 @@ class Stage:
         settings = {"api_key": KEY, "max_retries": 0, "timeout": PATIENCE, "http_client": http, **options}
         self.clients.append(anthropic.AsyncAnthropic(base_url=self.gateway.url, **settings))
         return self.clients[-1]
+
+    def check_seal(self, wire: str) -> None:
+        """The provider's signature was in the last request, if it has any."""
+        assert (SIGNATURE.encode() in self.upstream.calls[-1].body) == (wire in SEALED)
 
     async def close(self) -> None:
         for client in self.clients:

@@ -27,7 +27,7 @@ UNCACHED, CACHED, CACHE_WRITTEN, VISIBLE, THOUGHT_TOKENS = 100, 40, 10, 20, 8
 
 Mode = Literal["plain", "both", "length", "too-long", "rate-limited", "breaks-off", "cut-off"]
 MODES: tuple[Mode, ...] = ("both", "length", "too-long", "rate-limited", "breaks-off", "cut-off")
-"""`both`: two calls at once. `breaks-off`: an error in the middle of the stream. `cut-off`: the connection ends there."""
+"""`both`: two calls at once. `breaks-off`: an error in the middle of the stream; `cut-off`: the connection ends."""
 FAILURES = ("too-long", "rate-limited")
 SECRET = "sk-provider-internal-0123456789abcdef"  # what a careless provider shows in its complaint
 

@@ -133,7 +133,7 @@ async def test_an_answer_in_a_form(stage: Stage, wire: str, wants_stream: bool) 
 
 @pytest.mark.parametrize("wants_stream", [False, True])
 async def test_thinking_is_shown_and_goes_back(stage: Stage, wire: str, wants_stream: bool) -> None:
-    """The provider gets its own signature again: it would refuse the second request otherwise."""
+    """The provider gets its own signature again."""
     client = stage.openai()
     asked = ask(wire, ASK_WEATHER, tools=TOOLS, reasoning_effort="low")
     if wants_stream:
@@ -148,6 +148,7 @@ async def test_thinking_is_shown_and_goes_back(stage: Stage, wire: str, wants_st
     asked["messages"] += [message, result]
     second = await client.chat.completions.create(**asked)
     assert second.choices[0].message.content == after_tools(RESULT)
+    stage.check_seal(wire)
     rows = await stage.gateway.settled(2)
     assert [row.usage for row in rows] == [PROVIDERS[wire].buckets(thinks=True)] * 2
 
@@ -163,7 +164,9 @@ async def collect(chunks: Any) -> dict[str, Any]:
                 message[name] += delta.get(name, "")
             for call in delta.get("tool_calls", ()):
                 if call["index"] == len(message["tool_calls"]):
-                    message["tool_calls"].append({"type": "function", **{k: v for k, v in call.items() if k != "index"}})
+                    message["tool_calls"].append(
+                        {"type": "function", **{k: v for k, v in call.items() if k != "index"}}
+                    )
                 else:
                     message["tool_calls"][call["index"]]["function"]["arguments"] += call["function"]["arguments"]
             details += delta.get("reasoning_details", ())

@@ -85,7 +85,9 @@ async def answer(stage: Stage, wants_stream: bool, asked: dict[str, Any]) -> Any
 
 def replayed(response: Response) -> list[dict[str, Any]]:
     """What the model said, as items of the next request."""
-    return [item.model_dump(exclude_none=True, exclude={"parsed_arguments"}, warnings=False) for item in response.output]
+    return [
+        item.model_dump(exclude_none=True, exclude={"parsed_arguments"}, warnings=False) for item in response.output
+    ]
 
 
 def outcome(call_id: str, text: str) -> dict[str, Any]:
@@ -112,7 +114,7 @@ async def test_an_answer_in_a_form(stage: Stage, wire: str, wants_stream: bool) 
 
 @pytest.mark.parametrize("wants_stream", [False, True])
 async def test_thinking_is_shown_and_goes_back(stage: Stage, wire: str, wants_stream: bool) -> None:
-    """The provider gets its own signature again: Anthropic's would refuse the second request otherwise."""
+    """The provider gets its own signature again."""
     asked = ask(wire, [{"role": "user", "content": ASK_WEATHER}], tools=TOOLS)
     asked |= {"reasoning": {"effort": "low", "summary": "auto"}, "include": ["reasoning.encrypted_content"]}
     first = await answer(stage, wants_stream, asked)
@@ -124,6 +126,7 @@ async def test_thinking_is_shown_and_goes_back(stage: Stage, wire: str, wants_st
     asked["input"] += [*replayed(first), outcome(call.call_id, RESULT)]
     second = await answer(stage, wants_stream, asked)
     assert second.output_text == after_tools(RESULT)
+    stage.check_seal(wire)
     rows = await stage.gateway.settled(2)
     assert [row.usage for row in rows] == [PROVIDERS[wire].buckets(thinks=True)] * 2
 

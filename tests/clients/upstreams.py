@@ -79,15 +79,15 @@ PROVIDERS = {
         Provider("chat", "openai", "/v1", "gpt-5-mini"),
         Provider("responses", "openai", "/v1", "gpt-5"),
         Provider("messages", "anthropic", "/v1", "claude-sonnet-4-5", key="x-api-key"),
-        Provider("gemini", "gemini", "/v1beta", "gemini-2.5-flash", key="x-goog-api-key"),
-        Provider(
-            "converse", "bedrock", "", CLAUDE_ON_BEDROCK, names_model=False, extra=(("region", "eu-central-1"),)
-        ),
+        Provider("gemini", "gemini", "/v1beta", "gemini-3-flash-preview", key="x-goog-api-key"),
+        Provider("converse", "bedrock", "", CLAUDE_ON_BEDROCK, names_model=False, extra=(("region", "eu-central-1"),)),
         Provider("cohere", "cohere", "", "command-a-reasoning-08-2025", names_model=False),
         Provider("ollama", "ollama", "", "qwen3:8b"),
     )
 }
 WIRES = tuple(PROVIDERS)
+SEALED = frozenset({"responses", "messages", "gemini", "converse"})
+"""Whose thinking carries a signature, that must come back."""
 EMBEDDERS = {
     "embeddings": ("openai", "/v1", "text-embedding-3-small"),
     "gemini": ("gemini", "/v1beta", "gemini-embedding-001"),

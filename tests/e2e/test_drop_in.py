@@ -89,7 +89,7 @@ def test_errors_are_the_sdk_s_own(client: openai.OpenAI) -> None:
         client.with_options(api_key="hw-wrong").models.list()
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="error-400", messages=QUESTION)  # type: ignore[arg-type]
-    assert refused.value.code == "staged"
+    assert refused.value.code == "invalid_request"
 
 
 def test_stream_that_breaks_raises(client: openai.OpenAI) -> None:

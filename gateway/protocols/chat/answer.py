@@ -31,7 +31,6 @@ from gateway.protocols.chat.content import data_url, read_part, thought_text
 from gateway.protocols.chat.reader import speaks_functions
 from gateway.protocols.chat.reasoning import gather_reasoning, write_detail, write_extra_content
 from gateway.protocols.chat.usage import copy_usage, read_usage, usage_object
-from gateway.protocols.chat.view import is_empty
 
 Json = dict[str, object]
 OPENAI_TIERS = frozenset({"auto", "default", "flex", "scale", "priority", "fast"})
@@ -68,17 +67,6 @@ def read_answer(body: bytes, dialect: Dialect) -> Answer:
     return answer
 
 
-def read_logprobs(logprobs: chunk.Logprobs | None) -> msgspec.Raw | None:
-    """A copy of the items; None where there are none."""
-    if logprobs is None or is_empty(logprobs.content):
-        return None
-    try:
-        bytes(logprobs.content).decode()  # goes on as it is, and the decoder does not check what it skips
-    except UnicodeDecodeError:
-        return None
-    return msgspec.Raw(bytes(logprobs.content))
-
-
 def call_id(answer_id: str, choice: int, index: int) -> str:
     """For a call that came without one (Gemini's): the same each time, another in each answer."""
     return f"call_{answer_id}_{choice}_{index}"
@@ -100,7 +88,7 @@ def _read_choice(choice: chunk.Choice, answer_id: str) -> Choice:
     parts += calls
     finish = chunk.finish_of(choice.finish_reason, has_calls=bool(calls), has_refusal=bool(message.refusal))
     stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None
-    return Choice(parts, finish, choice.finish_reason, stop, read_logprobs(choice.logprobs))
+    return Choice(parts, finish, choice.finish_reason, stop, chunk.logprobs_of(choice.logprobs))
 
 
 def _read_content(message: chunk.Piece) -> Iterator[Part]:
@@ -121,9 +109,7 @@ def _read_content(message: chunk.Piece) -> Iterator[Part]:
         if message.audio.transcript and not content:
             yield Text(message.audio.transcript)
         yield Media("audio", data=message.audio.data)
-    for image in message.images or ():
-        if (drawn := chunk.picture_of(image)) is not None:
-            yield drawn
+    yield from chunk.pictures_of(message.images)
 
 
 def _read_calls(message: chunk.Piece, choice: int, answer_id: str) -> Iterator[ToolCall]:

@@ -73,7 +73,7 @@ class Audio(msgspec.Struct):
     transcript: str | None = None
 
 
-class Image(msgspec.Struct):
+class _Image(msgspec.Struct):
     """OpenRouter's, of models that draw."""
 
     image_url: Link | str | None = None
@@ -91,12 +91,12 @@ class Piece(msgspec.Struct):
     tool_calls: list[CallPiece] | None = None
     function_call: Function | None = None
     audio: Audio | None = None
-    images: list[Image] | None = None
+    images: msgspec.Raw = msgspec.Raw()
     annotations: msgspec.Raw = msgspec.Raw()
     extra_content: msgspec.Raw = msgspec.Raw()
 
 
-class Logprobs(msgspec.Struct):
+class _Logprobs(msgspec.Struct):
     content: msgspec.Raw = msgspec.Raw()
 
 
@@ -108,7 +108,7 @@ class Choice(msgspec.Struct):
     delta: Piece | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    logprobs: Logprobs | None = None
+    logprobs: msgspec.Raw = msgspec.Raw()
     error: msgspec.Raw = msgspec.Raw()
 
 
@@ -178,12 +178,16 @@ _decode_text = msgspec.json.Decoder(str).decode
 _decode_texts = msgspec.json.Decoder(list[str]).decode
 _decode_sources = msgspec.json.Decoder(list[_Source]).decode
 _decode_annotations = msgspec.json.Decoder(list[_Annotation]).decode
+_decode_images = msgspec.json.Decoder(list[_Image]).decode
+_decode_logprobs = msgspec.json.Decoder(_Logprobs).decode
 _decode_extra = msgspec.json.Decoder(ExtraContent).decode
 
 
 def read_json(decode: Callable[[bytes], T], data: bytes, what: str) -> T:
     """Raises UpstreamProtocolError. Half characters are mended: they are not worth a whole answer."""
     try:
+        if not data.isascii():
+            data.decode()  # decoders do not check what they skip, and some of that goes on
         return decode(data)
     except NOT_JSON as error:
         first = error
@@ -237,10 +241,16 @@ def citations_of(raw: msgspec.Raw) -> list[Citation]:
     ]
 
 
-def picture_of(image: Image) -> Media | None:
-    link = image.image_url
-    url = link.url if isinstance(link, Link) else link
-    return read_link("image", url) if url else None
+def pictures_of(raw: msgspec.Raw) -> list[Media]:
+    links = [image.image_url for image in _decoded(raw, _decode_images) or ()]
+    urls = [link.url if isinstance(link, Link) else link for link in links]
+    return [read_link("image", url) for url in urls if url]
+
+
+def logprobs_of(raw: msgspec.Raw) -> msgspec.Raw | None:
+    """A copy of the items; None where there are none."""
+    items = (_decoded(raw, _decode_logprobs) or _Logprobs()).content
+    return msgspec.Raw(bytes(items)) if not is_empty(items) and bytes(items).startswith(b"[") else None
 
 
 def _decoded(raw: msgspec.Raw, decode: Callable[[bytes | msgspec.Raw], T]) -> T | None:

@@ -28,7 +28,7 @@ from gateway.config.rows import Dialect
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
 from gateway.protocols.base import StreamError
 from gateway.protocols.chat import chunk
-from gateway.protocols.chat.answer import call_id, join_base64, read_logprobs
+from gateway.protocols.chat.answer import call_id, join_base64
 from gateway.protocols.chat.content import ContentPart, read_part, thought_text
 from gateway.protocols.chat.reasoning import Detail, read_blocks, read_detail
 from gateway.protocols.chat.usage import copy_usage, read_usage
@@ -144,7 +144,7 @@ class _ChoiceDecoder:
     def read(self, choice: chunk.Choice) -> Iterator[Event]:
         if choice.delta is not None:
             yield from self._read_delta(choice.delta)
-        logprobs = read_logprobs(choice.logprobs)
+        logprobs = chunk.logprobs_of(choice.logprobs)
         if logprobs is not None:
             yield LogprobsAdded(logprobs, self._index)
         if choice.finish_reason:
@@ -178,10 +178,9 @@ class _ChoiceDecoder:
             yield RefusalDelta(delta.refusal, self._index)
         if delta.audio is not None:
             yield from self._read_audio(delta.audio, has_text=bool(delta.content))
-        for image in delta.images or ():
-            if (picture := chunk.picture_of(image)) is not None:
-                self.ends_in_text = False
-                yield PartAdded(picture, self._index)
+        for picture in chunk.pictures_of(delta.images):
+            self.ends_in_text = False
+            yield PartAdded(picture, self._index)
         pieces = delta.tool_calls or ()
         if not pieces and delta.function_call is not None:
             pieces = [chunk.CallPiece(index=0, function=delta.function_call)]

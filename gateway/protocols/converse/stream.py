@@ -45,7 +45,7 @@ from gateway.protocols.converse.eventstream import Message, MessageSplitter
 from gateway.protocols.converse.media import media_type_of
 from gateway.protocols.converse.reading import MAX_BLOCKS, read_json
 from gateway.protocols.converse.usage import kept, read_usage
-from gateway.protocols.framing import MAX_EVENT_BYTES
+from gateway.protocols.framing import MAX_EVENT_BYTES, as_utf8
 
 _ERROR_NAME = re.compile(r"[A-Za-z]{1,64}")
 
@@ -164,7 +164,7 @@ class ConverseDecoder:
         return []
 
     def _read(self, message: Message, events: list[Event]) -> None:
-        name, payload = message.header(":event-type"), message.payload
+        name, payload = message.header(":event-type"), as_utf8(message.payload)
         check_for_error(message)
         if name == "contentBlockDelta":
             delta = read_json(_block_delta.decode, payload)

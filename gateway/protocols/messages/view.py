@@ -178,6 +178,9 @@ class _View(msgspec.Struct, dict=True):
                 blocks.append(block)
                 if block.type == "tool_result":
                     blocks += _read(_decode_blocks, block.content) or ()
+        for block in blocks:
+            if block.type is not None and not isinstance(block.type, str):
+                block.type = str(block.type)
         return blocks
 
     def _native_field(self) -> str | None:

@@ -97,7 +97,9 @@ def break_off() -> bytes:
 
 def refusal(mode: str) -> tuple[int, dict[str, str], Any]:
     if mode == "too-long":
-        words = "This model's maximum context length is 128000 tokens. However, your messages resulted in 128010 tokens."
+        words = (
+            "This model's maximum context length is 128000 tokens. However, your messages resulted in 128010 tokens."
+        )
         fields = {"type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded"}
         return 400, {}, {"error": {"message": f"{words} Your key is {SECRET}.", **fields}}
     words = f"Rate limit reached in organization org-upstream on tokens per min (TPM). Please try again in {WAIT}s."

@@ -59,7 +59,10 @@ def _results(messages: Any, thinks: bool, goes_on: bool) -> list[str]:
         blocks = message["content"] if isinstance(message["content"], list) else []
         told = [block for block in blocks if block["type"] == "tool_result"]
         is_kept = goes_on and index == 0  # the calls are in a message that only the provider has
-        demand(is_kept or {block["tool_use_id"] for block in told} == open_calls, "`tool_use` and `tool_result` do not match")
+        demand(
+            is_kept or {block["tool_use_id"] for block in told} == open_calls,
+            "`tool_use` and `tool_result` do not match",
+        )
         results += [text_of(block.get("content")) for block in told]
         open_calls = {block["id"] for block in blocks if block["type"] == "tool_use"}
         if thinks and open_calls:

@@ -117,6 +117,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA
             [ToolCall("1", "f", "{}", Seal("sig", "chat"))],
         ),
         ({"content": "x", "annotations": "odd", "extra_content": 5, "reasoning_details": [5]}, [Text("x")]),
+        ({"content": "x", "images": ["odd"]}, [Text("x")]),
         ({"content": "caf\ud83d"}, [Text("caf\ufffd")]),
     ],
 )

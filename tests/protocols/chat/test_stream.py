@@ -259,6 +259,13 @@ def test_choices_and_logprobs() -> None:
     assert first.logprobs is not None and json.loads(bytes(first.logprobs)) == items
 
 
+@pytest.mark.parametrize("odd", [None, {"content": None}, {"content": []}, {"content": {"a": 1}}, [0.5], 5])
+def test_logprobs_of_another_form_are_left_out(odd: Any) -> None:
+    chunk = {"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": odd, "finish_reason": "stop"}]}
+    (choice,) = decode_answer(f"data: {json.dumps(chunk)}\n\n".encode(), DONE).choices
+    assert (choice.parts, choice.logprobs) == ([Text("a")], None)
+
+
 def test_usage_and_its_tier() -> None:
     x = {"content": "x"}
     assert decode_answer(event(x, finish="stop", x_groq={"usage": {"prompt_tokens": 1, "completion_tokens": 2}}), DONE
@@ -319,6 +326,8 @@ def test_an_error_event_is_raised_wherever_it_comes(broken: bytes) -> None:
         b'data: {"choices": [{"index": 1025, "delta": {}}]}\n\n',
         b'data: {"choices": [{"index": 0, "delta": {"content": 5}}]}\n\n',
         b'data: {"choices": [{"index": 0, "delta": {"content": "\xff"}}]}\n\n',
+        b'data: {"choices": [{"index": 0, "delta": {"reasoning_details": [{"type": "reasoning.encrypted", "data": "d",'
+        b' "format": "\xff"}]}}]}\n\n',
         event({"tool_calls": [call(1025, "1", "f")]}),
         event({"tool_calls": [call(-1, "1", "f")]}),
         event({"tool_calls": [call(None, str(n), "f") for n in range(1025)]}),

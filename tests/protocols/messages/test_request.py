@@ -162,6 +162,14 @@ def test_seals_of_other_makers_come_back() -> None:
     ]
 
 
+def test_only_a_block_without_text_is_taken_for_the_seal_of_a_call() -> None:
+    parts = assistant(
+        {"type": "thinking", "thinking": "Hm.", "signature": "hatchway.call.x"},
+        {"type": "tool_use", "id": "t1", "name": "f", "input": {}},
+    )
+    assert parts == [Reasoning("Hm.", Seal("hatchway.call.x", "messages")), ToolCall("t1", "f", "{}")]
+
+
 def test_blocks_that_no_other_protocol_has_are_opaque() -> None:
     block = {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "x"}}
     (part,) = assistant(block)

@@ -71,7 +71,9 @@ def test_what_is_content(content: bytes, is_content: bool) -> None:
 
 def test_events_without_a_signal_are_not_read_once_there_is_content() -> None:
     """They go on as they are, whatever they hold: reading them would cost most of the time."""
-    assert scan(START, text_block(0, "Hi"), b"data: {not json\n\n", END).is_finished
+    for broken in (b"data: {not json\n\n", b"data: {not json\r\n\r\n"):
+        assert scan(START, text_block(0, "Hi"), broken, END).is_finished
+        assert scan(START, text_block(0, "Hi"), broken, END.replace(b"\n", b"\r\n")).is_finished
     with pytest.raises(UpstreamError):
         scan(START, text_block(0, "Hi"), b'data: {not json "error"\n\n', END)
 
@@ -85,6 +87,15 @@ def test_a_stream_that_breaks_off_has_no_usage_but_what_was_said() -> None:
     scanner.feed(event("message_delta", delta={}, usage={"output_tokens": 1}))
     assert scanner.usage is None
     assert json.loads(bytes(scanner.raw_usage or b"")) == {"input_tokens": 3, "output_tokens": 1}
+
+
+def test_usage_is_known_as_soon_as_the_answer_has_ended() -> None:
+    """A client that leaves before `message_stop` has cost what was counted."""
+    scanner = MESSAGES_PROTOCOL.open_scanner(
+        MESSAGES_PROTOCOL.parse(b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}'), PLAIN
+    )
+    scanner.feed(START + event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 9}))
+    assert scanner.usage == Usage(input_tokens=3, output_tokens=9) and not scanner.is_finished
 
 
 def test_the_end_without_a_blank_line_or_a_stop() -> None:

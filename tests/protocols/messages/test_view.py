@@ -198,6 +198,8 @@ def test_fields_of_unexpected_types_are_the_upstreams_to_judge() -> None:
             {"type": 5, "text": 7, "source": "x", "content": 1, "citations": 3},
             {"type": "document", "source": 4, "citations": "x"},
             {"type": "tool_result", "content": [5]},
+            {"type": ["image"]},
+            result({"type": {}}),
         ),
         tools=["x", {"type": 8}],
         tool_choice={"type": 9},

@@ -227,6 +227,15 @@ def test_calls_side_by_side_are_written_one_after_the_other(events: list[Event],
     assert [(call.id, call.input) for call in calls] == [("a", {"x": 1}), ("b", {"y": 2})]
 
 
+def test_a_call_that_waits_begins_as_soon_as_it_may() -> None:
+    writer = MESSAGES_PROTOCOL.open_writer(asking())
+    before: list[Event] = [ToolCallStarted(0, "a", "f"), ToolCallStarted(1, "b", "g"), ToolCallDelta(1, '{"y":')]
+    assert b'"id":"b"' not in b"".join(writer.write(found) for found in before)
+    assert b'"id":"b"' not in writer.write(ToolCallDelta(0, '{"x":{}'))
+    assert b'"id":"b"' in writer.write(ToolCallDelta(0, "}"))
+    assert b"2}" in writer.write(ToolCallDelta(1, "2}"))
+
+
 def test_calls_without_input_wait_for_nobody_at_the_end() -> None:
     events: list[Event] = [
         ToolCallStarted(0, "a", "f"),

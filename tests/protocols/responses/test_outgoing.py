@@ -379,6 +379,8 @@ def test_cache_marks_go_back_to_their_own_protocol_only() -> None:
     assert write(read(input=given))["input"] == given
     request = foreign([Turn("user", [Text("a", cache="5m")])])
     assert write(request)["input"] == [{"role": "user", "content": "a"}] and dropped(request) == ("cache",)
+    several = foreign([Turn("user", [Text("a", cache="5m"), Text("b")])])
+    assert "prompt_cache_breakpoint" not in json.dumps(write(several)) and dropped(several) == ("cache",)
 
 
 TEXTS = st.text(min_size=1, max_size=8)

@@ -147,13 +147,14 @@ def test_the_outline_has_every_word() -> None:
         {"type": "function_call", "call_id": "c", "name": "get", "arguments": '{"a":1}'},
         {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "out"}, PICTURE]},
         {"type": "custom_tool_call_output", "call_id": "d", "output": "other"},
+        {"type": "image_generation_call", "id": "ig_hatchway_1", "result": "AAAA"},
     ]
     outline = view(input=items, instructions="be nice", tools=[FUNCTION]).outline()
     words = " ".join(text if isinstance(text, str) else text.decode() for text in outline.texts)
     for word in ("be nice", "rules", "see", "why", "no", "get", '{\\"a\\":1}', "out", "other", '"strict"'):
         assert word in words
     assert "AAAA" not in words and "zzz" not in words
-    assert (outline.messages, outline.media) == (7, 2)
+    assert (outline.messages, outline.media) == (8, 3)
 
 
 @pytest.mark.parametrize(
