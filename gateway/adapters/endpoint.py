@@ -20,13 +20,13 @@ from gateway.config.rows import Dialect
 from gateway.errors import InvalidRequest
 from gateway.protocols.base import ConversationProtocol, Wire, Written
 from gateway.protocols.inbound import Inbound
-from gateway.protocols.messages.wire import COUNT_TOKENS_PROTOCOL
 from gateway.types import Capability, WireName
 from gateway.upstream.request import Origin, UpstreamRequest, header_block
 
 UNSUPPORTED = "unsupported_by_endpoint"
 """The code of an InvalidRequest that another endpoint may well serve."""
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_COUNT = "/count_tokens"
 _MAX_TEMPLATES = 256
 """Kept requests without bodies; an endpoint of any model has one for each model that clients name."""
 
@@ -74,11 +74,7 @@ class EndpointAdapter:
         model = self._model or inbound.model
         if protocol.wire in self.speaks and not self._must_translate(inbound):
             body = protocol.rewrite(inbound.view, inbound.body, self._model, self._dialect)
-            target = (
-                COUNT_TOKENS_PROTOCOL.target(model)
-                if surface == "count_tokens"
-                else self._target(protocol.wire, model, inbound)
-            )
+            target = self._target(protocol.wire, model, inbound) + (_COUNT if surface == "count_tokens" else "")
             dropped = self._removed(inbound.body, body)
             return Passage(inbound, self._request(target, body, inbound), self._dialect, dropped)
         if surface == "count_tokens":

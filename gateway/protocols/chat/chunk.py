@@ -17,6 +17,7 @@ from gateway.protocols.base import NOT_JSON, StreamError
 from gateway.protocols.chat.content import ContentPart, Link, read_link
 from gateway.protocols.chat.reasoning import ExtraContent, ThinkingBlock
 from gateway.protocols.chat.view import is_empty
+from gateway.protocols.framing import as_utf8
 from gateway.protocols.parsing import mend_surrogates
 
 T = TypeVar("T")
@@ -184,10 +185,9 @@ _decode_extra = msgspec.json.Decoder(ExtraContent).decode
 
 
 def read_json(decode: Callable[[bytes], T], data: bytes, what: str) -> T:
-    """Raises UpstreamProtocolError. Half characters are mended: they are not worth a whole answer."""
+    """Raises UpstreamProtocolError. Broken characters are mended: they are not worth a whole answer."""
+    data = as_utf8(data)
     try:
-        if not data.isascii():
-            data.decode()  # decoders do not check what they skip, and some of that goes on
         return decode(data)
     except NOT_JSON as error:
         first = error

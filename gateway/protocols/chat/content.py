@@ -14,7 +14,6 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from gateway.canonical import CacheTtl, Media, MediaKind, Part, Reasoning, Refusal, Text
-from gateway.config.rows import Dialect
 from gateway.errors import InvalidRequest
 
 _AUDIO_TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg"}
@@ -111,7 +110,7 @@ def data_url(media: Media) -> str:
     return media.url if media.url is not None else f"data:{_media_type(media)};base64,{media.data}"
 
 
-def write_part(part: Text | Media, dialect: Dialect) -> dict[str, object]:
+def write_part(part: Text | Media) -> dict[str, object]:
     """Without its cache mark. Raises InvalidRequest for media that chat completions cannot carry."""
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
@@ -126,9 +125,6 @@ def write_part(part: Text | Media, dialect: Dialect) -> dict[str, object]:
         return {"type": "input_audio", "input_audio": _write_audio(part)}
     if (words := _words_of(part)) is not None:
         return {"type": "text", "text": words}
-    if getattr(dialect, "documents", "file") == "document_url":
-        named = {} if part.name is None else {"document_name": part.name}
-        return {"type": "document_url", "document_url": data_url(part), **named}
     name = part.name or ("document.pdf" if _media_type(part) == "application/pdf" else "document")
     return {"type": "file", "file": {"filename": name, "file_data": data_url(part)}}
 

@@ -233,7 +233,7 @@ class _Writing:
         last: Part | None = None
         for part in parts:
             if isinstance(part, (Text, Media)):
-                items.append(self._marked(write_part(part, self._dialect), part))
+                items.append(self._marked(write_part(part), part))
                 last = part
             elif isinstance(part, Opaque) and part.origin == "chat":
                 items.append(part.raw)

@@ -79,7 +79,7 @@ class MessagesScanner:
                 signal = _next_signal(events, start)
                 if signal is None:
                     return
-                start = max(start, events.rfind(b"\n\n", start, signal) + 2, events.rfind(b"\n\r\n", start, signal) + 3)
+                start = _begin_of_event(events, start, signal)
             end = _EVENT_END.search(events, start)
             if end is None:
                 return  # blank lines beyond an event's own
@@ -146,6 +146,12 @@ class MessagesScanner:
             if text:
                 self._text.append(text)
                 self._text_length += len(text)
+
+
+def _begin_of_event(events: bytes, start: int, position: int) -> int:
+    """Where the event begins in which `position` is; not before `start`."""
+    lf, crlf = events.rfind(b"\n\n", start, position), events.rfind(b"\n\r\n", start, position)
+    return max(start, lf + 2 if lf >= 0 else 0, crlf + 3 if crlf >= 0 else 0)
 
 
 def _next_signal(events: bytes, start: int) -> int | None:

@@ -188,7 +188,6 @@ def test_a_refusal_is_why_an_answer_ends() -> None:
         b'{"choices": [{"index": -1, "message": {"content": "x"}}]}',
         b'{"choices": [{"index": 9999, "message": {"content": "x"}}]}',
         b'{"choices": [{"message": {"content": 5}}]}',
-        b'{"choices": [{"message": {"content": "\xff"}}]}',
         b'{"choices": [{"message": {"tool_calls": [{"function": {"name": "f", "arguments": 5}}]}}]}',
         b'{"choices": [{"message": {"tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}}]}',
         b"<html>",
@@ -215,6 +214,11 @@ def test_errors_with_status_200(body: Any) -> None:
     with pytest.raises(StreamError) as caught:
         CHAT_WIRE.read_answer(json.dumps(body).encode(), PLAIN)
     assert "secret" not in str(caught.value)
+
+
+def test_broken_characters_do_not_cost_the_answer() -> None:
+    body = b'{"choices": [{"message": {"content": "a\xff"}}]}'
+    assert CHAT_WIRE.read_answer(body, PLAIN).choices[0].parts == [Text("a\ufffd")]
 
 
 # Writing

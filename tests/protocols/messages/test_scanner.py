@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -43,6 +44,14 @@ def test_usage_and_the_end_are_found_in_any_cut() -> None:
             assert json.loads(bytes(scanner.raw_usage)) == {"input_tokens": 3, "output_tokens": 9}
             assert (scanner.finish_reason, scanner.is_finished) == ("end_turn", True)
             assert scanner.text() == 'Hm.Grüße "message_stop" error"f{"a":1}'
+
+
+def test_servers_that_send_no_event_lines_are_read_all_the_same() -> None:
+    body = re.sub(rb"event: [a-z_]+\n", b"", STREAM)
+    assert b"event:" not in body
+    for size in (*range(1, 40), 1000, None):
+        scanner = scan(body, size=size)
+        assert (scanner.usage, scanner.finish_reason) == (Usage(input_tokens=3, output_tokens=9), "end_turn")
 
 
 @pytest.mark.parametrize(

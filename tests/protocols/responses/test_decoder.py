@@ -349,6 +349,11 @@ def test_halves_of_characters_do_not_cost_the_stream() -> None:
     assert visible_text(answer.choices[0].parts) == "a��b\\ud83d"
 
 
+def test_bytes_that_are_no_characters_do_not_either() -> None:
+    answer = decode_answer(CREATED, delta("output_text", "X", **PLACE).replace(b'"X"', b'"a\xffb"'), completed())
+    assert visible_text(answer.choices[0].parts) == "a\ufffdb"
+
+
 def test_usage_that_is_missing_or_wrong() -> None:
     assert decode_answer(CREATED, completed(usage=None)).usage is None
     wrong = decode_answer(CREATED, completed(usage={"input_tokens": 1, "output_tokens": -1}))
@@ -398,7 +403,6 @@ def test_a_mark_is_not_the_end() -> None:
         b"data: 7\n\n",
         b'data: {"type":7}\n\n',
         b'data: {"type":"response.output_text.delta","delta":7}\n\n',
-        b'data: {"type":"response.output_text.delta","delta":"\xff"}\n\n',
         b'data: {"type":"response.output_item.done","item":7}\n\n',
         b'data: {"type":"response.created","response":7}\n\n',
         delta("output_text", "a", 1025, **PLACE),

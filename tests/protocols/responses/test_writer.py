@@ -143,6 +143,8 @@ def ended(*events: Event, request: Request = REQUEST) -> Any:
 def test_the_events_of_a_stream() -> None:
     events = events_of(write(EVENTS))
     assert [event.type.removeprefix("response.") for event in events] == KINDS
+    notes = [event for event in events if event.type == "response.output_text.annotation.added"]
+    assert [(note.content_index, note.annotation_index) for note in notes] == [(0, 0), (0, 1)]
     created, progress, last = events[0].response, events[1].response, events[-1].response
     assert (created.status, progress.status, last.status) == ("in_progress", "in_progress", "completed")
     assert created.output == [] and created.usage is None and created.id == last.id == "chatcmpl-1"
