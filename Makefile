@@ -15,7 +15,7 @@ install: $(VENV)/.engine  ## create .venv with the gateway, the engine and the b
 up: install  ## start the gateway with the local model
 	@$(BIN)/hatchway up
 
-test: install $(VENV)/.test  ## run the whole test suite, offline, against a real PostgreSQL
+test: install $(VENV)/.test $(VENV)/.clients  ## run the whole test suite, offline, against a real PostgreSQL
 	@$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/.dev  ## lint, format, types, import rules
@@ -49,6 +49,11 @@ $(VENV)/.engine: $(BIN)/python pyproject.toml
 $(VENV)/.test: $(VENV)/.engine
 	@echo "installing what the tests need"
 	@$(PIP) -e '.[engine,test]'
+	@touch $@
+
+$(VENV)/.clients: $(BIN)/python tests/clients/node/package-lock.json
+	@if command -v npm > /dev/null; then npm ci --silent --ignore-scripts --prefix tests/clients/node; \
+		else echo "npm is not on the PATH: the JavaScript clients are not tested"; fi
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml

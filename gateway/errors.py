@@ -49,6 +49,8 @@ class GatewayError(Exception):
         self.code = code
         self.param = param
         self.headers = tuple(headers)
+        self.feature: str | None = None  # of the client's protocol, where the request was refused for it
+        self.upstream_code: str | None = None  # the upstream's own code, for clients of the same protocol
 
 
 class InvalidRequest(GatewayError):

@@ -82,7 +82,7 @@ class Pipeline:
         facts = snapshot.facts(inbound, caller, headers)
         plan = snapshot.plan(facts, caller, health=self.health.snapshot(now), now=now, rng=self._rng)
         if not plan.candidates:
-            raise explain_no_candidates(plan)
+            raise explain_no_candidates(plan, facts.kept_state or facts.native_feature)
         team = snapshot.configuration.teams.get(caller.team)
         context = Context(
             request_id=new_request_id(),

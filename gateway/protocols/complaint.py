@@ -38,6 +38,7 @@ _NESTED = ("error", "Error", "errors", "innererror", "inner_error", "details", "
 _GENERIC = re.compile(
     r"provider returned error|(?:an )?(?:internal )?(?:server )?error(?: occurred)?\.?|bad request", re.I
 )
+_DETAIL_CODE = re.compile(r"[a-z_]{1,64}")
 _DATA_LINE = re.compile(rb"^data: ?(.*)$", re.MULTILINE)
 _ERROR_WORD = re.compile(rb'"(?:error|message|detail)"\s*:')
 _HTML = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml|error\b)", re.I)
@@ -52,6 +53,7 @@ class Complaint(msgspec.Struct, frozen=True):
     param: str | None
     is_context_too_long: bool
     is_content_filter: bool
+    detail_code: str | None = None  # Anthropic's `error.details.error_code`, by which its SDKs recover
 
 
 def read_complaint(status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> Complaint:
@@ -77,7 +79,15 @@ def read_complaint(status: int, headers: Sequence[tuple[bytes, bytes]], body: by
         param=found.param,
         is_context_too_long=code == "context_length_exceeded",
         is_content_filter=code == "content_filter",
+        detail_code=_detail_code(content),
     )
+
+
+def _detail_code(content: Any) -> str | None:
+    error = content.get("error") if isinstance(content, dict) else None
+    details = error.get("details") if isinstance(error, dict) else None
+    code = details.get("error_code") if isinstance(details, dict) else None
+    return code if isinstance(code, str) and _DETAIL_CODE.fullmatch(code) else None
 
 
 class _Found:

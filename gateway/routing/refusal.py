@@ -23,11 +23,18 @@ from gateway.routing.plan import Plan
 from gateway.routing.retry import retry_after
 
 
-def explain_no_candidates(plan: Plan) -> GatewayError:
+def explain_no_candidates(plan: Plan, feature: str | None = None) -> GatewayError:
     """Every endpoint was dropped. A policy's requirement fails closed with 403, never a silent detour.
 
-    What a key in the environment would mend is 503; a request that no endpoint can do is 400.
+    What a key in the environment would mend is 503; a request that no endpoint can do is 400. `feature`: what the
+    request has that only its protocol has.
     """
+    error = _refusal(plan)
+    error.feature = feature
+    return error
+
+
+def _refusal(plan: Plan) -> GatewayError:
     reasons = {dropped.reason for dropped in plan.dropped}
     detail = "; ".join(f"`{dropped.endpoint}`: {dropped.detail}" for dropped in plan.dropped)
     message = f"policy `{plan.policy.id}` has no endpoint for this request: {detail}"
@@ -51,7 +58,9 @@ def explain_mistake(error: UpstreamStatus, secrets: Sequence[str]) -> CallersMis
     """The caller's own mistake, in the words of the upstream less everything that may be secret, with a stable code."""
     complaint = read_complaint(error.status, error.headers, error.body)
     message = scrub(complaint.message or f"the provider answered {error.status}", secrets)
-    return CallersMistake(message, status=error.status, code=complaint.code, param=complaint.param)
+    mistake = CallersMistake(message, status=error.status, code=complaint.code, param=complaint.param)
+    mistake.upstream_code = complaint.detail_code
+    return mistake
 
 
 def explain_failures(failures: Sequence[tuple[str, UpstreamError]], *, now_epoch: float) -> GatewayError:

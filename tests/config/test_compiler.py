@@ -203,9 +203,7 @@ def test_a_row_of_ones_own() -> None:
 
 
 def test_addresses_that_name_a_region() -> None:
-    text = (
-        "version: 1\nproviders: {b: {adapter: bedrock, region: eu-west-1, access_key_id: a, secret_access_key: s}}"
-    )
+    text = "version: 1\nproviders: {b: {adapter: bedrock, region: eu-west-1, access_key_id: a, secret_access_key: s}}"
     provider = build(text).providers["b"]
     assert provider.base_url == "https://bedrock-runtime.eu-west-1.amazonaws.com"
     assert provider.aws == AwsKeys(Secret("a"), Secret("s")) and provider.api_key is None

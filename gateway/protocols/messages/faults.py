@@ -24,9 +24,17 @@ _TYPES = {
 
 def error_body(error: GatewayError) -> bytes:
     """`code` and `param` are the gateway's own, beside Anthropic's fields; absent where there is none."""
-    fields = {"type": _TYPES.get(error.status, "api_error"), "message": error.message}
-    fields |= {name: value for name, value in (("code", error.code), ("param", error.param)) if value is not None}
+    fields: dict[str, object] = {"type": _TYPES.get(error.status, "api_error"), "message": error.message}
+    others = (("code", error.code), ("param", error.param), ("details", _details(error)))
+    fields |= {name: value for name, value in others if value is not None}
     return encode_mended({"type": "error", "error": fields})
+
+
+def _details(error: GatewayError) -> dict[str, object] | None:
+    """What Anthropic's SDKs go by: on these codes they send the whole conversation instead of a thread's next turn."""
+    if error.feature is not None and "thread" in error.feature:
+        return {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return None if error.upstream_code is None else {"error_code": error.upstream_code}
 
 
 def error_event(error: GatewayError) -> bytes:

@@ -76,6 +76,11 @@ class InputItem(msgspec.Struct):
     result: msgspec.Raw = msgspec.Raw()
 
     @property
+    def refers_to_foreign(self) -> bool:
+        """To reasoning or a picture that a model of another protocol made: nobody keeps it, and it is left out."""
+        return self.kind == "item_reference" and (self.id or "").startswith((FOREIGN_REASONING, FOREIGN_IMAGE))
+
+    @property
     def is_picture(self) -> bool:
         """One that a model of another protocol made, as the client was given it."""
         return self.type == "image_generation_call" and (self.id or "").startswith(FOREIGN_IMAGE)
@@ -213,7 +218,7 @@ class ResponsesView:
         for name in _STATE_FIELDS:
             if _is_set(getattr(self._body, name)):
                 return name
-        if any(item.kind == "item_reference" for item in self._items):
+        if any(item.kind == "item_reference" and not item.refers_to_foreign for item in self._items):
             return "input"
         return "input" if any(part.file_id for part in self._parts) else None
 
@@ -262,7 +267,7 @@ class ResponsesView:
 
     def _native_item(self) -> str | None:
         for item in self._items:
-            if item.kind not in ITEMS and not item.is_picture:
+            if item.kind not in ITEMS and not item.is_picture and not item.refers_to_foreign:
                 return f"an input item of the type `{_short(item.kind)}`"
         for part in self._parts:
             if part.file_id:

@@ -10,7 +10,6 @@ import openai
 import pytest
 
 from tests.conftest import MODEL
-from tests.e2e.conftest import gateway, upstream  # noqa: F401 - fixtures
 from tests.e2e.gateway import ADMIN_KEY, Gateway
 
 QUESTION = "What is the capital of France?"
@@ -23,7 +22,7 @@ Clients = tuple[openai.OpenAI, anthropic.Anthropic]
 
 
 @pytest.fixture
-def clients(gateway: Gateway) -> Iterator[Clients]:  # noqa: F811
+def clients(gateway: Gateway) -> Iterator[Clients]:
     settings: dict[str, Any] = {"api_key": ADMIN_KEY, "max_retries": 0, "timeout": 60}
     with (
         openai.OpenAI(base_url=f"{gateway.url}/v1", **settings) as one,
@@ -96,7 +95,7 @@ ALL = [chat, chat_stream, responses, responses_stream, messages, messages_stream
 
 
 @pytest.mark.parametrize("ask", ALL, ids=lambda ask: ask.__name__)
-def test_a_surface(gateway: Gateway, clients: Clients, ask: Callable[[Clients], Said]) -> None:  # noqa: F811
+def test_a_surface(gateway: Gateway, clients: Clients, ask: Callable[[Clients], Said]) -> None:
     before = len(gateway.rows())
     text, given, made = ask(clients)
     assert "Paris" in text
