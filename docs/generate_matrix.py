@@ -49,9 +49,9 @@ FEATURES = """
 
 **x**: declared, and sent on in the provider's own form. **e**: emulated, and the response header
 `x-hatchway-translation` says so. Empty: not declared. What would change the answer (streams, tools, a tool that must be
-called, JSON schemas, vision, audio, files, logprobs, several choices, embeddings) is then a reason to leave the endpoint
-out; what is advice only (seed, service tier, cache marks, parallel calls, reasoning effort) is dropped in translation,
-and the header names it.
+called, JSON schemas, vision, audio, files, logprobs, several choices, embeddings) is then a reason to leave the
+endpoint out; what is advice only (seed, service tier, cache marks, parallel calls, reasoning effort) is dropped in
+translation, and the header names it.
 
 """
 
