@@ -35,6 +35,8 @@ class Reader:
             "HATCHWAY_URL": gateway.url,
             "OPENAI_BASE_URL": f"{gateway.url}/v1",
             "OPENAI_API_KEY": ADMIN_KEY,
+            "ANTHROPIC_BASE_URL": gateway.url,
+            "ANTHROPIC_API_KEY": ADMIN_KEY,
         }
 
     def execute(self, block: Block) -> str:

@@ -16,9 +16,9 @@ from gateway.errors import UpstreamProtocolError
 from gateway.protocols.base import NOT_JSON, StreamError
 from gateway.protocols.chat.content import ContentPart, Link, read_link
 from gateway.protocols.chat.reasoning import ExtraContent, ThinkingBlock
-from gateway.protocols.chat.view import is_empty
 from gateway.protocols.framing import as_utf8
 from gateway.protocols.parsing import mend_surrogates
+from gateway.protocols.raw import is_empty
 
 T = TypeVar("T")
 MAX_INDEX = 1024

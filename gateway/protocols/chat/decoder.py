@@ -32,8 +32,8 @@ from gateway.protocols.chat.answer import call_id, join_base64
 from gateway.protocols.chat.content import ContentPart, read_part, thought_text
 from gateway.protocols.chat.reasoning import Detail, read_blocks, read_detail
 from gateway.protocols.chat.usage import copy_usage, read_usage
-from gateway.protocols.chat.view import is_empty
 from gateway.protocols.framing import MAX_EVENT_BYTES, SseEvent, SseSplitter
+from gateway.protocols.raw import is_empty
 
 _MAX_AUDIO = 8 * MAX_EVENT_BYTES
 """Bytes of base64 that one choice may speak: over an hour of MP3."""

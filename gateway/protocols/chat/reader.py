@@ -16,8 +16,8 @@ from gateway.errors import InvalidRequest
 from gateway.protocols.chat.content import CacheControl, read_ttl
 from gateway.protocols.chat.thinking import ReasoningObject, ThinkingObject, is_effort, read_thinking
 from gateway.protocols.chat.turns import Message, read_turns
-from gateway.protocols.chat.view import is_empty
 from gateway.protocols.parsing import check_model, decode_request
+from gateway.protocols.raw import is_empty
 
 MAX_CHOICES = 1024
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.config.rows import Dialect
-from gateway.protocols.chat.view import is_empty
+from gateway.protocols.raw import is_empty
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')

@@ -14,8 +14,9 @@ from gateway.config.rows import Dialect
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
 from gateway.protocols.base import NOT_JSON, StreamError, Summary
 from gateway.protocols.chat.usage import copy_usage, read_usage
-from gateway.protocols.chat.view import is_empty, texts_of_calls
+from gateway.protocols.chat.view import texts_of_calls
 from gateway.protocols.framing import MAX_EVENT_BYTES
+from gateway.protocols.raw import is_empty
 from gateway.types import Usage
 
 _MAX_KEPT = 256 * 1024

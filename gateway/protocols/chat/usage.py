@@ -25,7 +25,7 @@ import msgspec
 
 from gateway.config.rows import PLAIN, Dialect
 from gateway.protocols.base import MAX_TOKENS, NOT_JSON
-from gateway.protocols.chat.view import is_empty
+from gateway.protocols.raw import is_empty
 from gateway.types import Usage
 
 

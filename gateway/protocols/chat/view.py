@@ -12,6 +12,7 @@ import msgspec
 from gateway.errors import InvalidRequest
 from gateway.protocols.base import NOT_JSON, Outline
 from gateway.protocols.parsing import check_model, decode_request
+from gateway.protocols.raw import is_empty
 from gateway.types import Capability
 
 _PART_NEEDS: dict[str, Capability] = {
@@ -22,7 +23,6 @@ _PART_NEEDS: dict[str, Capability] = {
     "file": "files",
     "document_url": "files",
 }
-_EMPTY = frozenset({b"", b"null", b"false", b'""', b"[]", b"{}"})
 
 
 class ContentPart(msgspec.Struct):
@@ -163,12 +163,6 @@ def parse_chat(body: bytes) -> ChatRequest:
         raise InvalidRequest("`messages` is empty", param="messages", code="invalid_value")
     check_model(request.model)
     return request
-
-
-def is_empty(raw: msgspec.Raw) -> bool:
-    """Absent, null, false, or an empty string, list or object."""
-    length = len(raw)
-    return length == 0 or (length < 6 and bytes(raw) in _EMPTY)
 
 
 class _Typed(msgspec.Struct):

@@ -17,8 +17,9 @@ from gateway.canonical import Answer, Choice, Citation, FinishReason, Part, Reas
 from gateway.errors import UpstreamProtocolError
 from gateway.protocols.base import NOT_JSON, StreamError
 from gateway.protocols.cohere import legacy
-from gateway.protocols.cohere.usage import is_empty, kept, read_usage
+from gateway.protocols.cohere.usage import read_usage
 from gateway.protocols.parsing import mend_surrogates
+from gateway.protocols.raw import is_empty, kept
 
 T = TypeVar("T")
 MAX_CALLS = 1024

@@ -15,7 +15,8 @@ from gateway.config.rows import Dialect
 from gateway.errors import InvalidRequest, UpstreamProtocolError
 from gateway.protocols.base import StreamError, Written
 from gateway.protocols.cohere.answer import decode
-from gateway.protocols.cohere.usage import is_empty, kept, read_usage
+from gateway.protocols.cohere.usage import read_usage
+from gateway.protocols.raw import is_empty, kept
 
 _TASKS = {
     "document": "search_document",

@@ -27,7 +27,8 @@ from gateway.canonical import (
 from gateway.errors import UpstreamProtocolError
 from gateway.folding import fold
 from gateway.protocols.base import StreamError
-from gateway.protocols.cohere.usage import is_empty, kept, read_usage
+from gateway.protocols.cohere.usage import read_usage
+from gateway.protocols.raw import is_empty, kept
 
 MAX_CALLS = 1024
 _FINISH: dict[str, FinishReason] = {

@@ -36,8 +36,9 @@ from gateway.protocols.cohere.answer import (
     finish_of,
     logprobs_of,
 )
-from gateway.protocols.cohere.usage import is_empty, kept, read_usage
+from gateway.protocols.cohere.usage import read_usage
 from gateway.protocols.framing import LineSplitter, SseSplitter
+from gateway.protocols.raw import is_empty, kept
 
 
 class _Message(msgspec.Struct):

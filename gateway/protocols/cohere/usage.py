@@ -15,8 +15,6 @@ import msgspec
 from gateway.protocols.base import MAX_TOKENS, NOT_JSON
 from gateway.types import Usage
 
-_EMPTY = frozenset({b"", b"null", b"false", b'""', b"[]", b"{}"})
-
 
 class _Units(msgspec.Struct):
     """The API's schema says `number`."""
@@ -46,16 +44,6 @@ def read_usage(raw: msgspec.Raw) -> Usage | None:
         if units is not None and any(number is not None for number in msgspec.structs.astuple(units)):
             return _buckets(units)
     return None
-
-
-def kept(raw: msgspec.Raw) -> msgspec.Raw | None:
-    """A copy of its own, so that a row does not keep a whole answer's bytes alive."""
-    return None if is_empty(raw) else msgspec.Raw(bytes(raw))
-
-
-def is_empty(raw: msgspec.Raw) -> bool:
-    """Absent, null, false, or an empty string, list or object."""
-    return len(raw) < 6 and bytes(raw) in _EMPTY
 
 
 def _buckets(units: _Units) -> Usage | None:

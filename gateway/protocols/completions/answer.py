@@ -29,8 +29,8 @@ from gateway.protocols.chat.answer import encode, new_id, now
 from gateway.protocols.chat.chunk import MAX_INDEX, finish_of, read_json
 from gateway.protocols.chat.stream import DONE, sse
 from gateway.protocols.chat.usage import copy_usage, read_usage, usage_object
-from gateway.protocols.chat.view import is_empty
 from gateway.protocols.framing import SseEvent, SseSplitter
+from gateway.protocols.raw import is_empty
 
 _FINISH: dict[FinishReason, str] = {
     "length": "length",

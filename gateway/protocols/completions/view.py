@@ -9,8 +9,9 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 from gateway.protocols.base import NOT_JSON, Outline
-from gateway.protocols.chat.view import StreamOptions, is_empty
+from gateway.protocols.chat.view import StreamOptions
 from gateway.protocols.parsing import check_model, decode_request
+from gateway.protocols.raw import is_empty
 from gateway.types import Capability
 
 _decode_texts = msgspec.json.Decoder(list[str]).decode

@@ -31,7 +31,7 @@ from gateway.errors import InvalidRequest
 from gateway.protocols.base import NOT_JSON
 from gateway.protocols.converse.media import document_name, write_media
 from gateway.protocols.converse.models import Traits
-from gateway.protocols.converse.reading import mend
+from gateway.protocols.parsing import mend_surrogates
 
 Block = dict[str, Any]
 _CALL_ID = re.compile(r"[a-zA-Z0-9_.:-]{1,64}")
@@ -223,7 +223,7 @@ def _arguments_of(call: ToolCall) -> msgspec.Raw:
         try:
             _object.decode(text)
         except msgspec.DecodeError:
-            text = mend(text)
+            text = mend_surrogates(text)
             _object.decode(text)
     except NOT_JSON:
         message = f"the arguments of the call of `{call.name}` are not a JSON object"

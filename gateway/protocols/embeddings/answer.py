@@ -23,9 +23,8 @@ from gateway.canonical import EmbeddingAnswer, EmbeddingRequest
 from gateway.config.rows import Dialect
 from gateway.errors import UpstreamProtocolError
 from gateway.protocols.base import MAX_TOKENS, NOT_JSON, StreamError, Summary
+from gateway.protocols.raw import is_empty, kept
 from gateway.types import Usage
-
-_EMPTY = frozenset({b"", b"null", b"false", b'""', b"[]", b"{}"})
 
 
 class _Skimmed(msgspec.Struct):
@@ -66,8 +65,8 @@ def scan_answer(body: bytes) -> Summary:
     except NOT_JSON as error:
         raise UpstreamProtocolError(f"not an answer with embeddings: {error}") from None
     is_list = memoryview(answer.data)[:1].tobytes() == b"["
-    _check(answer.error, has_data=is_list and not _is_empty(answer.data))
-    return Summary(read_usage(answer.usage), _kept(answer.usage), None, "")
+    _check(answer.error, has_data=is_list and not is_empty(answer.data))
+    return Summary(read_usage(answer.usage), kept(answer.usage), None, "")
 
 
 def read_answer(body: bytes, dialect: Dialect) -> EmbeddingAnswer:
@@ -82,7 +81,7 @@ def read_answer(body: bytes, dialect: Dialect) -> EmbeddingAnswer:
         vectors=[_vector(item.embedding, kind) for item in _in_order(answer.data or [])],
         model=answer.model,
         usage=read_usage(answer.usage),
-        raw_usage=_kept(answer.usage),
+        raw_usage=kept(answer.usage),
     )
 
 
@@ -120,7 +119,7 @@ def read_usage(raw: msgspec.Raw) -> Usage | None:
 
 
 def _check(error: msgspec.Raw, *, has_data: bool) -> None:
-    if not _is_empty(error):
+    if not is_empty(error):
         raise StreamError("upstream answered 200 with an error")
     if not has_data:
         raise UpstreamProtocolError("an answer without embeddings")
@@ -159,13 +158,3 @@ def _to_base64(vector: Sequence[float]) -> str:
     if sys.byteorder == "big":
         values.byteswap()
     return b64encode(values.tobytes()).decode("ascii")
-
-
-def _is_empty(raw: msgspec.Raw) -> bool:
-    """Absent, null, false, or an empty string, list or object."""
-    return len(raw) < 6 and bytes(raw) in _EMPTY
-
-
-def _kept(raw: msgspec.Raw) -> msgspec.Raw | None:
-    """A copy of its own, so that a row does not keep a whole answer's bytes alive."""
-    return None if _is_empty(raw) else msgspec.Raw(bytes(raw))

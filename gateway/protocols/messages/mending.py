@@ -5,11 +5,12 @@ JSON can carry `"\\ud83d"`, UTF-8 and the decoder cannot. The half becomes U+FFF
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
+
+from gateway.protocols.parsing import mend_surrogates
 
 T = TypeVar("T")
 
@@ -20,14 +21,10 @@ def decode_mended(decode: Callable[[bytes], T], data: bytes) -> T:
         return decode(data)
     except msgspec.ValidationError:
         raise
-    except msgspec.DecodeError as error:
+    except msgspec.DecodeError:
         if rb"\ud" not in bytes(data).lower():
             raise
-        try:
-            text = json.dumps(json.loads(bytes(data)), ensure_ascii=False)
-        except ValueError:
-            raise error from None
-        return decode(mend(text).encode())
+        return decode(mend_surrogates(bytes(data)))
 
 
 def mend(text: str) -> str:

@@ -38,11 +38,11 @@ from gateway.folding import fold
 from gateway.protocols.base import MAX_TOKENS, NOT_JSON, StreamError
 from gateway.protocols.framing import LineSplitter
 from gateway.protocols.parsing import mend_surrogates
+from gateway.protocols.raw import is_empty
 from gateway.types import Usage
 
 MAX_CALLS = 1024
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "load": "stop", "unload": "stop"}
-_EMPTY = frozenset({b"", b"null", b"false", b'""', b"[]", b"{}"})
 _COUNTS = (
     "prompt_eval_count",
     "eval_count",
@@ -180,7 +180,7 @@ class _Replies:
         finish = "stop" if reply.done_reason is None else _FINISH.get(reply.done_reason, "unknown")
         if finish == "stop" and self._calls:
             finish = "tool_calls"
-        raw = {name: count for name in _COUNTS if not _is_empty(count := getattr(reply, name))}
+        raw = {name: count for name in _COUNTS if not is_empty(count := getattr(reply, name))}
         events: list[Event] = [Finished(finish, reply.done_reason)]
         if raw:
             usage = _usage(reply.prompt_eval_count, reply.eval_count)
@@ -198,9 +198,9 @@ def read_count(raw: msgspec.Raw) -> int | None:
 
 
 def _usage(prompt: msgspec.Raw, output: msgspec.Raw) -> Usage | None:
-    if _is_empty(prompt) and _is_empty(output):
+    if is_empty(prompt) and is_empty(output):
         return None
-    counts = [0 if _is_empty(raw) else read_count(raw) for raw in (prompt, output)]
+    counts = [0 if is_empty(raw) else read_count(raw) for raw in (prompt, output)]
     return None if counts[0] is None or counts[1] is None else Usage(input_tokens=counts[0], output_tokens=counts[1])
 
 
@@ -212,7 +212,7 @@ def _read(data: bytes) -> _Reply:
             reply = _decode(mend_surrogates(data))
     except NOT_JSON as error:
         raise UpstreamProtocolError(f"not a reply of Ollama: {error}") from None
-    if not _is_empty(reply.error):
+    if not is_empty(reply.error):
         raise StreamError("upstream sent an error with status 200")
     if reply.message is None and reply.response is None and not reply.done:
         raise UpstreamProtocolError("a reply without `message` or `response`")
@@ -221,7 +221,7 @@ def _read(data: bytes) -> _Reply:
 
 def _arguments(raw: msgspec.Raw) -> str:
     """An object, as the server wrote it; some imitations send it as a string."""
-    if _is_empty(raw):
+    if is_empty(raw):
         return "{}"
     text = bytes(raw)
     try:
@@ -251,8 +251,3 @@ def _seconds(time: str | None) -> int | None:
     except ValueError:
         return None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-
-
-def _is_empty(raw: msgspec.Raw) -> bool:
-    """Absent, null, false, or an empty string, list or object."""
-    return len(raw) < 6 and bytes(raw) in _EMPTY

@@ -28,7 +28,8 @@ from gateway.canonical import (
 from gateway.errors import UpstreamProtocolError
 from gateway.folding import fold
 from gateway.protocols.base import MAX_TOKENS, StreamError, Summary
-from gateway.protocols.responses.decoding import is_empty, read
+from gateway.protocols.raw import is_empty
+from gateway.protocols.responses.decoding import read
 from gateway.protocols.responses.output import Output
 from gateway.protocols.responses.usage import copy_usage, read_usage
 

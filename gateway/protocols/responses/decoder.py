@@ -16,8 +16,9 @@ from gateway.canonical import Event, Started
 from gateway.errors import UpstreamDisconnected
 from gateway.protocols.base import StreamError
 from gateway.protocols.framing import SseEvent, SseSplitter
+from gateway.protocols.raw import is_empty
 from gateway.protocols.responses.answer import Envelope, ending, read_envelope
-from gateway.protocols.responses.decoding import is_empty, read
+from gateway.protocols.responses.decoding import read
 from gateway.protocols.responses.output import Channel, Output
 
 

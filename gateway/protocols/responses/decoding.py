@@ -26,11 +26,3 @@ def read(decode: Callable[[bytes | msgspec.Raw], T], data: bytes | msgspec.Raw, 
     except NOT_JSON as error:
         kind = "wrongly typed" if isinstance(error, msgspec.ValidationError) else "not JSON"
         raise UpstreamProtocolError(f"{what} is {kind}") from None
-
-
-def is_empty(raw: msgspec.Raw) -> bool:
-    """Absent, null, false, or an empty string, list or object."""
-    return len(raw) < 6 and bytes(raw) in _EMPTY
-
-
-_EMPTY = frozenset({b"", b"null", b"false", b'""', b"[]", b"{}"})

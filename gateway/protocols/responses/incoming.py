@@ -38,8 +38,8 @@ from gateway.canonical import (
 )
 from gateway.errors import InvalidRequest
 from gateway.protocols.base import NOT_JSON
+from gateway.protocols.raw import is_empty
 from gateway.protocols.responses.call_seal import read_call_seal
-from gateway.protocols.responses.decoding import is_empty
 from gateway.protocols.responses.output import Annotation, read_citation
 from gateway.protocols.responses.view import FORMATS, INCLUDABLE, RESULTS, Body, Content, InputItem, ToolHead, decode
 from gateway.protocols.seal import unpack_seal

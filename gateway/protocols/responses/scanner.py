@@ -16,8 +16,9 @@ import msgspec
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
 from gateway.protocols.base import NOT_JSON, StreamError
 from gateway.protocols.framing import MAX_EVENT_BYTES
+from gateway.protocols.raw import is_empty
 from gateway.protocols.responses.answer import read_envelope
-from gateway.protocols.responses.decoding import is_empty, read
+from gateway.protocols.responses.decoding import read
 from gateway.protocols.responses.usage import copy_usage, read_usage
 from gateway.types import Usage
 

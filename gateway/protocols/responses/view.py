@@ -15,7 +15,7 @@ import msgspec
 from gateway.errors import InvalidRequest
 from gateway.protocols.base import NOT_JSON, Outline
 from gateway.protocols.parsing import check_model, decode_request
-from gateway.protocols.responses.decoding import is_empty
+from gateway.protocols.raw import is_empty
 from gateway.types import Capability
 
 MEDIA: dict[str, Capability] = {"input_image": "vision", "input_audio": "audio", "input_file": "files"}

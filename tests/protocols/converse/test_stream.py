@@ -308,7 +308,6 @@ def test_errors_of_the_stream_itself() -> None:
     [
         event("contentBlockDelta", b"{"),
         event("contentBlockDelta", b'{"delta":{"text":7},"contentBlockIndex":0}'),
-        event("contentBlockDelta", b'{"delta":{"text":"\xff"},"contentBlockIndex":0}'),
         event("contentBlockDelta", b'{"x":' * 20_000),
         event("contentBlockDelta", {"delta": {"text": "a"}}),
         event("contentBlockStart", {"start": {"toolUse": {"name": "f"}}, "contentBlockIndex": 0}),
@@ -317,7 +316,7 @@ def test_errors_of_the_stream_itself() -> None:
         delta(1025, text="a"),
         delta(-1, text="a"),
     ],
-    ids=["no JSON", "type", "UTF-8", "depth", "index missing", "id missing", "reason", "list", "large", "negative"],
+    ids=["no JSON", "type", "depth", "index missing", "id missing", "reason", "list", "large", "negative"],
 )
 def test_malformed_events(message: bytes) -> None:
     with pytest.raises(UpstreamProtocolError):
