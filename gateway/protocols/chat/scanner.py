@@ -29,6 +29,7 @@ _SIGNALS = tuple(
     re.compile(pattern).search
     for pattern in (rb'usage"\s*:\s*\{', rb'finish_reason"\s*:\s*"', rb'error"\s*:\s*[^\snf]', rb"\[DONE\]")
 )
+_USAGE, _FINISH, *_ = _SIGNALS
 _EVENT_END = re.compile(rb"\n\r?\n")
 
 
@@ -115,6 +116,9 @@ class Scanner:
         self._text_length = 0
 
     def feed(self, chunk: bytes) -> bytes:
+        if self.has_content and not self._tail and chunk.endswith(b"\n\n") and not _has_signal(chunk):
+            self._keep(chunk)  # by far the most: whole events that say nothing but words
+            return chunk
         data = self._tail + chunk if self._tail else chunk
         end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
         if end < 3:  # neither was found
@@ -216,6 +220,11 @@ class Scanner:
                 text = "".join(_visible(choice.delta, choice.text) for choice in chunk.choices or ())
                 self._text.append(text)
                 self._text_length += len(text)
+
+
+def _has_signal(events: bytes) -> bool:
+    """Whether something may have to be read: quicker than to find out where, and now and then in vain."""
+    return _USAGE(events) is not None or _FINISH(events) is not None or b'error"' in events or b"[DONE]" in events
 
 
 def _next_signal(events: bytes, start: int) -> int | None:
