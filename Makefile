@@ -52,9 +52,10 @@ $(VENV)/.test: $(VENV)/.engine
 	@touch $@
 
 $(VENV)/.clients: $(BIN)/python tests/clients/node/package-lock.json
-	@if command -v npm > /dev/null; then npm ci --silent --ignore-scripts --prefix tests/clients/node; \
-		else echo "npm is not on the PATH: the JavaScript clients are not tested"; fi
-	@touch $@
+	@if ! command -v npm > /dev/null; then \
+		echo "npm is not on the PATH: the JavaScript clients are not tested"; \
+	elif npm ci --silent --ignore-scripts --prefix tests/clients/node; then touch $@; \
+	else echo "the JavaScript clients could not be installed and are not tested"; fi
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	@echo "installing what the checks need"
