@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from time import time
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gateway.adapters.google_token import GoogleToken
 from gateway.adapters.sigv4 import SigV4Signer
 from gateway.errors import UpstreamError
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.request import Deadlines, Origin, UpstreamRequest, header_block
+
+if TYPE_CHECKING:
+    from gateway.adapters.google_token import GoogleToken
 
 _MAX_TOKEN_BYTES = 64 * 1024
 _RENEW_BEFORE = 120.0

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from gateway.adapters.base import Adapter, Signer
 from gateway.adapters.credentials import AwsSigner, GoogleSigner
 from gateway.adapters.endpoint import EndpointAdapter
-from gateway.adapters.google_token import GoogleToken
 from gateway.adapters.local import engine_origin
 from gateway.adapters.sigv4 import SigV4Signer
 from gateway.config.model import AS_ASKED, Endpoint, Provider
@@ -64,5 +63,7 @@ def _signer(provider: Provider) -> Signer | None:
             )
         )
     if provider.google is not None:
+        from gateway.adapters.google_token import GoogleToken  # its cryptography: 10 MB that few need
+
         return GoogleSigner(GoogleToken(json.loads(provider.google.reveal())))
     return None
