@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime
 from time import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from gateway.adapters.sigv4 import SigV4Signer
+from gateway.config.model import Secret
 from gateway.errors import UpstreamError
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.request import Deadlines, Origin, UpstreamRequest, header_block
@@ -48,10 +50,11 @@ class AwsSigner:
 
 
 class GoogleSigner:
-    """Adds a service account's access token, fetched when needed, by one request at a time."""
+    """Adds a service account's access token, fetched when needed, by one request at a time. `account`: its JSON."""
 
-    def __init__(self, token: GoogleToken) -> None:
-        self._token = token
+    def __init__(self, account: Secret) -> None:
+        self._account = account
+        self._token: GoogleToken | None = None
         self._header = b""
         self._renew_at = 0.0
         self._lock = asyncio.Lock()
@@ -66,10 +69,11 @@ class GoogleSigner:
         return signed
 
     async def _renew(self, client: UpstreamClient, deadlines: Deadlines) -> None:
-        address = urlsplit(self._token.token_uri)
+        token_maker = self._open()
+        address = urlsplit(token_maker.token_uri)
         headers = header_block([("content-type", "application/x-www-form-urlencoded"), ("accept-encoding", "identity")])
         asked = UpstreamRequest(
-            Origin.parse(self._token.token_uri), b"POST", address.path.encode(), headers, self._token.assertion(time())
+            Origin.parse(token_maker.token_uri), b"POST", address.path.encode(), headers, token_maker.assertion(time())
         )
         response = await client.send(asked, deadlines)
         try:
@@ -79,8 +83,19 @@ class GoogleSigner:
         if response.status != 200:
             raise CredentialsFailed(f"the token address answered {response.status}")
         try:
-            token, seconds = self._token.read_token(body)
+            token, seconds = token_maker.read_token(body)
         except ValueError as error:
             raise CredentialsFailed(str(error)) from None
         self._header = header_block([("authorization", f"Bearer {token}")])
         self._renew_at = time() + max(0.0, seconds - _RENEW_BEFORE)
+
+    def _open(self) -> GoogleToken:
+        """Raises CredentialsFailed for an account whose key cannot be read."""
+        from gateway.adapters.google_token import GoogleToken  # its cryptography: 7 MB that few need
+
+        if self._token is None:
+            try:
+                self._token = GoogleToken(json.loads(self._account.reveal()))
+            except ValueError as error:
+                raise CredentialsFailed(str(error)) from None
+        return self._token

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -63,7 +62,5 @@ def _signer(provider: Provider) -> Signer | None:
             )
         )
     if provider.google is not None:
-        from gateway.adapters.google_token import GoogleToken  # its cryptography: 10 MB that few need
-
-        return GoogleSigner(GoogleToken(json.loads(provider.google.reveal())))
+        return GoogleSigner(provider.google)
     return None
