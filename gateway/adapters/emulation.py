@@ -75,20 +75,29 @@ def _restored(choice: Choice) -> Choice:
 
 
 class ToolAsText:
-    """The same for a stream, event by event."""
+    """The same for a stream, event by event. What a model says before its call is held back: it is the answer only
+    if no call follows."""
 
     def __init__(self) -> None:
         self._calls: set[tuple[int, int]] = set()
+        self._said: list[TextDelta] = []
 
     def restore(self, events: Iterable[Event]) -> Iterator[Event]:
         for event in events:
             if isinstance(event, TextDelta):
-                continue
-            if isinstance(event, ToolCallStarted) and event.name == ANSWER_TOOL:
+                self._said.append(event)
+            elif isinstance(event, ToolCallStarted) and event.name == ANSWER_TOOL:
                 self._calls.add((event.choice, event.index))
             elif isinstance(event, ToolCallDelta) and (event.choice, event.index) in self._calls:
                 yield TextDelta(event.arguments, event.choice)
-            elif isinstance(event, Finished) and event.finish == "tool_calls" and self._calls:
-                yield replace(event, finish="stop")
+            elif isinstance(event, Finished):
+                yield from self._finish(event)
             else:
                 yield event
+
+    def _finish(self, event: Finished) -> Iterator[Event]:
+        if not any(choice == event.choice for choice, _ in self._calls):
+            yield from (said for said in self._said if said.choice == event.choice)
+            yield event
+        else:
+            yield replace(event, finish="stop") if event.finish == "tool_calls" else event

@@ -14,13 +14,13 @@ from gateway.adapters.emulation import emulate
 from gateway.adapters.fitting import fit
 from gateway.adapters.passage import Passage
 from gateway.adapters.translation import Translation
-from gateway.adapters.wires import CONVERSATIONS, EMBEDDINGS, WIRES
+from gateway.adapters.wires import EMBEDDINGS, WIRES
 from gateway.canonical import Request
 from gateway.config.rows import Dialect
 from gateway.errors import InvalidRequest
 from gateway.protocols.base import ConversationProtocol, Wire, Written
 from gateway.protocols.inbound import Inbound
-from gateway.types import Capability, WireName
+from gateway.types import CONVERSATION_WIRES, Capability, WireName
 from gateway.upstream.request import Origin, UpstreamRequest, header_block
 
 UNSUPPORTED = "unsupported_by_endpoint"
@@ -61,7 +61,7 @@ class EndpointAdapter:
         self._counts_tokens = counts_tokens
         self._model = upstream_model
         self._dialect = dialect
-        self._conversations = [WIRES[name] for name in speaks if name in CONVERSATIONS]
+        self._conversations = [WIRES[name] for name in speaks if name in CONVERSATION_WIRES]
         self._embedding = next((EMBEDDINGS[name] for name in speaks if name in EMBEDDINGS), None)
         common = [("content-type", "application/json"), ("accept-encoding", "identity"), *headers]
         self._blocks = [
@@ -89,7 +89,9 @@ class EndpointAdapter:
             return not self._counts_tokens
         if inbound.protocol.surface == "embeddings":
             return self._dialect.vectors != "float32"
-        return self._dialect.json_schema != "native" and "json_schema" in inbound.view.needs()
+        if self._dialect.json_schema == "native" or "json_schema" not in inbound.view.needs():
+            return False
+        return b"json_schema" in inbound.body  # not merely some JSON, which the provider can do
 
     def _removed(self, before: bytes, after: bytes) -> Collection[str]:
         """The top-level fields that the provider refuses, and that were taken out."""

@@ -17,9 +17,7 @@ import msgspec
 
 from gateway.adapters.endpoint import EndpointAdapter
 from gateway.adapters.wires import EMBEDDINGS, WIRES
-from gateway.canonical import (
-    Answer,
-)
+from gateway.canonical import Answer
 from gateway.config.row_book import find_row
 from gateway.config.rows import PLAIN, Dialect, Row
 from gateway.errors import UpstreamError

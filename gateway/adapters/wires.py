@@ -26,8 +26,6 @@ WIRES: Mapping[WireName, Wire] = {
     "cohere": COHERE_WIRE,
     "ollama": OLLAMA_WIRE,
 }
-CONVERSATIONS: frozenset[WireName] = frozenset(WIRES) - {"completions"}
-"""Those that any conversation can be translated into."""
 EMBEDDINGS: Mapping[WireName, EmbeddingWire] = {
     "embeddings": EMBEDDINGS_WIRE,
     "gemini": GEMINI_EMBEDDINGS,

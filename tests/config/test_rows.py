@@ -12,9 +12,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 import pytest
 
-from gateway.canonical import (
-    Answer,
-)
+from gateway.canonical import Answer
 from gateway.config import row_book
 from gateway.config.row_book import find_row, make_row, shipped_rows
 from gateway.config.rows import PLAIN, Dialect, Row

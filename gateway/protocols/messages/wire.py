@@ -87,10 +87,6 @@ class CountTokensProtocol(_Surface):
 
     surface: Surface = "count_tokens"
 
-    def target(self, model: str) -> str:
-        """Path of the upstream that counts, after its base URL."""
-        return "/messages/count_tokens"
-
     def parse(self, body: bytes) -> views.CountRequest:
         return views.parse_count(body)
 

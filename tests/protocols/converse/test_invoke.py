@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.canonical import (
-    Text,
-)
+from gateway.canonical import Text
 from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
 from gateway.folding import fold
 from gateway.protocols.base import StreamError
