@@ -121,7 +121,7 @@ class Pipeline:
                 step = next_step(
                     error,
                     tries_here=tries_here,
-                    attempts=exchange.plan.policy.attempts,
+                    attempts=exchange.plan.policy.retry.attempts,
                     client_has_content=exchange.reply.has_started,
                 )
             if step == "retry":

@@ -1,21 +1,25 @@
-"""What the control plane publishes to the workers of one machine: the last good configuration and the active keys.
+"""What the control plane publishes to the workers of one machine: the last good configuration, the active keys, what
+was learned from traffic, the escapes under way, and what teams have left of their budgets.
 
-Two files under `HATCHWAY_HOME/published`, replaced atomically. A worker that starts while PostgreSQL is away, or after
+Files under `HATCHWAY_HOME/published`, replaced atomically. A worker that starts while PostgreSQL is away, or after
 the YAML on disk was broken, still serves with them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
 
 from gateway.config.document import Document
-from gateway.types import KeyRecord
+from gateway.types import KeyRecord, Shift
 
 _decode_keys = msgspec.json.Decoder(list[KeyRecord]).decode
+_decode_shifts = msgspec.json.Decoder(list[Shift]).decode
+_decode_budgets = msgspec.json.Decoder(dict[str, Decimal]).decode
 
 
 class Publication:
@@ -25,6 +29,9 @@ class Publication:
         self._folder = home / "published"
         self._document = self._folder / "configuration.json"
         self._keys = self._folder / "keys.json"
+        self._learned = self._folder / "learned.json"
+        self._shifts = self._folder / "shifts.json"
+        self._budgets = self._folder / "budgets.json"
 
     def publish_document(self, document: Document) -> None:
         self._replace(self._document, document.to_json())
@@ -38,9 +45,39 @@ class Publication:
     def read_keys(self) -> list[KeyRecord]:
         return _decode_keys(self._keys.read_bytes())
 
+    def publish_learned(self, content: bytes) -> None:
+        """What routing learned, as `routing.statistics` writes it."""
+        self._replace(self._learned, content)
+
+    def read_learned(self) -> bytes | None:
+        """None: nothing was published yet."""
+        return self._learned.read_bytes() if self._learned.exists() else None
+
+    def publish_shifts(self, shifts: Sequence[Shift]) -> None:
+        self._replace(self._shifts, msgspec.json.encode(shifts))
+
+    def read_shifts(self) -> list[Shift]:
+        return _decode_shifts(self._shifts.read_bytes()) if self._shifts.exists() else []
+
+    def publish_budgets(self, left: Mapping[str, Decimal]) -> None:
+        """`left`: USD that each team with a hard budget may still spend."""
+        self._replace(self._budgets, msgspec.json.encode(left))
+
+    def read_budgets(self) -> dict[str, Decimal]:
+        return _decode_budgets(self._budgets.read_bytes()) if self._budgets.exists() else {}
+
     def stamp(self) -> tuple[int, int]:
-        """Changes whenever something was published."""
+        """Changes whenever a configuration or keys were published."""
         return _modified(self._document), _modified(self._keys)
+
+    def learned_stamp(self) -> int:
+        return _modified(self._learned)
+
+    def shifts_stamp(self) -> int:
+        return _modified(self._shifts)
+
+    def budgets_stamp(self) -> int:
+        return _modified(self._budgets)
 
     def _replace(self, path: Path, content: bytes) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

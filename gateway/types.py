@@ -5,6 +5,7 @@ Only definitions, no behaviour beyond arithmetic on themselves. Everything here 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Literal
@@ -44,6 +45,12 @@ CONVERSATION_WIRES: frozenset[WireName] = frozenset(
     {"chat", "responses", "messages", "gemini", "converse", "cohere", "ollama"}
 )
 """Those that any conversation can be translated into."""
+
+
+Complexity = Literal["simple", "moderate", "complex"]
+"""How much a request asks of a model, as far as its words show."""
+Freshness = Literal["static", "live", "real-time"]
+"""Whether a model answers from what it was trained on, with searched sources, or with data of this moment; ordered."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -135,25 +142,67 @@ class UsageEvent(msgspec.Struct, kw_only=True):
 
 
 class EndpointHealth(msgspec.Struct, frozen=True):
-    """What is known of an endpoint from its own traffic, as one worker saw it.
+    """What is known of an endpoint from its own traffic.
 
-    `ttft`: decayed mean of the time to first content in seconds, failures counted as slow; None: never used.
-    `ejected_until`: on the loop's clock, in seconds.
+    None: not known. `ttft`: expected time to first content in seconds (a decayed median), failures counted as slow.
+    `ejected_until`: on the loop's clock, in seconds. `in_flight`: of this worker alone.
     """
 
     ttft: float | None = None
     in_flight: int = 0
     failures_in_a_row: int = 0
     ejected_until: float = 0.0
+    ttft_p95: float | None = None
+    seconds_per_token: float | None = None  # between first content and the end, for each output token
+    cache_share: float | None = None  # of the input tokens, those that the provider read from its cache
+    failure_share: float = 0.0  # of the recent attempts, decayed
+    admitted: float = 1.0  # of the requests it would get, those it may take while it returns from an ejection
+    samples: float = 0.0  # decayed count of observations behind these numbers
+
+
+class RouteHabits(msgspec.Struct, frozen=True):
+    """What was learned of the requests of one route. None: not known."""
+
+    output_tokens: float | None = None  # mean, of each choice
+    input_ratio: float | None = None  # input tokens as providers count them, for each one roughly counted
+    samples: float = 0.0
+
+
+class Outlook(msgspec.Struct, frozen=True):
+    """Everything learned that a decision reads. `version`: of the learned numbers, for explanations."""
+
+    endpoints: Mapping[str, EndpointHealth] = {}
+    routes: Mapping[str, RouteHabits] = {}
+    version: str = ""
+
+
+class Shift(msgspec.Struct, frozen=True):
+    """Traffic being moved from one endpoint to another by an escape (shares from 0 to 1).
+
+    `share`: of the requests that `source` would get first, those that `target` gets instead, `source` being next.
+    `shadow_share`: of those, the ones of which `target` gets a copy whose answer nobody sees.
+    """
+
+    escape_id: str
+    source: str
+    target: str
+    share: float = 0.0
+    shadow_share: float = 0.0
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """An endpoint that may serve a request. `expected_cost` in USD, `expected_ttft` in seconds; None: unknown."""
+    """An endpoint that may serve a request. `expected_cost` in USD, `expected_ttft` in seconds; None: unknown.
+
+    `ejected`: tried only when nothing else is left. `placed_by`: what put it before others, where that was not the
+    policy's selection: `canary`, `sticky`, `wish`, `escape`, `fallback`.
+    """
 
     endpoint: str
     expected_cost: Decimal | None
     expected_ttft: float | None
     ejected: bool = False
+    expected_seconds_per_token: float | None = None
+    placed_by: str | None = None
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):

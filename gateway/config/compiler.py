@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 from gateway.config.document import Document, quoted
 from gateway.config.model import (
     AS_ASKED,
+    Budget,
     Configuration,
     Domain,
     Endpoint,
@@ -16,6 +17,7 @@ from gateway.config.model import (
     Match,
     Policy,
     Provider,
+    Retry,
     Route,
     Select,
     Server,
@@ -253,7 +255,7 @@ def _policy(id: str, section: Section, endpoints: Mapping[str, Endpoint]) -> Pol
         weights=weights,
         limits=Limits(max_cost_usd=limits.number("max_cost_usd"), max_ttft=limits.seconds("max_ttft")),
         timeouts=_timeouts(section.section("timeouts", KEYS["timeouts"])),
-        attempts=attempts or 1,
+        retry=Retry(attempts=attempts or 1),
     )
 
 
@@ -374,7 +376,9 @@ def _team(id: str, section: Section) -> Team:
         return Team(id=id, cost_center=cost_center)
     budget = section.section("budget", KEYS["budget"])
     budget.require("usd", "give the amount, as in `budget: {usd: 500, per: month}`")
-    budget.number("usd")
-    budget.choice("per", PERIODS, "period")
-    budget.flag("hard")
-    return Team(id=id, cost_center=cost_center, budget=section.raw("budget"))
+    usd = budget.number("usd")
+    per = budget.choice("per", PERIODS, "period")
+    hard = budget.flag("hard")
+    if usd is None:
+        return Team(id=id, cost_center=cost_center)
+    return Team(id=id, cost_center=cost_center, budget=Budget(usd=usd, per=cast(Any, per or "month"), hard=bool(hard)))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from decimal import Decimal
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Literal
 
 import msgspec
 
 from gateway.config.rows import Dialect, Row
-from gateway.types import Capability, Rates, WireName
+from gateway.types import Capability, Complexity, Freshness, Rates, WireName
 
 Select = Literal["cost", "latency", "balanced", "weighted", "priority"]
 
@@ -78,6 +80,14 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     region: str | None = None
     rates: Rates | None = None
     context_window: int | None = None
+    license: str | None = None  # of the model, as in `apache-2.0`
+    freshness: Freshness | None = None
+    data_classes: frozenset[str] = frozenset()  # classes of data it may be sent; requests without a class may always go
+    quantization: str | None = None  # as OpenRouter names them: `fp8`, `int4`, ...
+    zdr: bool = False  # keeps nothing of a request (zero data retention)
+    data_collection: bool = True  # may use requests for itself; True where nobody says otherwise
+    distillable: bool = False  # its output may be used for training
+    max_in_flight: int | None = None  # requests at once, over all workers
     capabilities: frozenset[Capability]
     speaks: tuple[WireName, ...]  # in order of preference
 
@@ -85,16 +95,35 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return asked if self.model == AS_ASKED else self.model
 
 
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """When a route holds. `start` and `end`: minutes of the day in `zone`, [start, end); past midnight where
+    `start` > `end`; equal: the whole day. `days`: 0 is Monday; the day on which the window began. `since`, `until`:
+    dates, both included."""
+
+    days: frozenset[int] = frozenset(range(7))
+    start: int = 0
+    end: int = 0
+    zone: str = "UTC"
+    since: date | None = None
+    until: date | None = None
+
+
 class Match(msgspec.Struct, frozen=True, kw_only=True):
     """A route's conditions, all of which must hold. Globs are case-sensitive (`fnmatch.fnmatchcase`)."""
 
     model: tuple[str, ...] = ()  # globs; empty: any
     domain: tuple[str, ...] = ()
+    complexity: tuple[Complexity, ...] = ()
     team: tuple[str, ...] = ()  # globs
+    project: tuple[str, ...] = ()  # globs
     key: tuple[str, ...] = ()  # key ids
     header: Mapping[str, str] = {}  # lower-case name -> glob of the value
+    tag: Mapping[str, str] = {}  # name -> glob of the value
+    data_class: tuple[str, ...] = ()
     stream: bool | None = None
+    min_input_tokens: int | None = None
     max_input_tokens: int | None = None
+    window: Window | None = None
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,33 +133,108 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    max_cost_usd: Decimal | None = None  # expected cost of one request
+    """Of one request. What is expected counts, and an unknown price is over every ceiling."""
+
+    max_cost_usd: Decimal | None = None
     max_ttft: float | None = None  # seconds
+    max_price: tuple[Decimal | None, Decimal | None] = (None, None)  # USD per million tokens of input, of output
+    min_tokens_per_second: float | None = None
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds. `ttft` and `idle` bound streams; `total` the whole request over all attempts."""
+    """Seconds. `first_byte`: until headers, whole answers too; None: no bound of its own. `ttft` and `idle` bound
+    streams; `total` the whole request over all attempts."""
 
     connect: float = 5.0
+    first_byte: float | None = None
     ttft: float = 30.0
     idle: float = 30.0
     total: float = 600.0
 
 
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """`attempts`: tries at one endpoint before the next one. `max_wait`: seconds for which a request waits for an
+    upstream that said when to come back, if nobody else can serve it."""
+
+    attempts: int = 1
+    max_wait: float = 5.0
+
+
+class Hedge(msgspec.Struct, frozen=True, kw_only=True):
+    """A second attempt at the next endpoint when the first is slow to begin; whoever begins first serves.
+
+    `after`: seconds; None: the endpoint's own 95th percentile of TTFT (at least 50 ms; without one, no hedging).
+    `max_extra_cost`: what hedging may add to the policy's spending, as a share of it.
+    """
+
+    after: float | None = None
+    max_extra_cost: float = 0.03
+
+
+class Streaming(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens around a stream that fails or is slow.
+
+    on_failure   after content was shown: `error` ends the stream in an error event; `restart` holds back the first
+                 `hold_tokens` so that until then another endpoint can begin anew; `continue` asks the next endpoint
+                 to go on from the text so far, where its protocol can be told so, and is `error` elsewhere
+    keep_alive   seconds without content after which the client is sent SSE comments; None: never
+    min_tokens_per_second, slow_after
+                 a stream that has been slower than that for `slow_after` seconds is given up; None: never
+    """
+
+    on_failure: Literal["error", "restart", "continue"] = "error"
+    hold_tokens: int = 32
+    keep_alive: float | None = 15.0
+    min_tokens_per_second: float | None = None
+    slow_after: float = 10.0
+
+
+class Canary(msgspec.Struct, frozen=True, kw_only=True):
+    """`share` (0 to 1) of the policy's requests try `endpoint` first. `by`: what stays together."""
+
+    endpoint: str
+    share: float
+    by: Literal["request", "session", "key", "team"] = "request"
+
+
+class Shadow(msgspec.Struct, frozen=True, kw_only=True):
+    """`endpoint` gets a copy of `share` (0 to 1) of the policy's requests; nobody sees its answers, everybody pays."""
+
+    endpoint: str
+    share: float
+
+
+EVEN_BALANCE: Mapping[str, float] = MappingProxyType({"cost": 1.0, "latency": 1.0})
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """`fallback`: the policy whose endpoints follow when all of this one's have failed or none may serve; what this
+    one requires and limits still holds there."""
+
     id: str
     endpoints: tuple[str, ...]
     select: Select = "priority"
-    require: Mapping[str, tuple[str, ...]] = {}  # attribute (region, provider) -> allowed values; fails closed
+    require: Mapping[str, tuple[str, ...]] = {}  # attribute -> allowed values; fails closed
     weights: Mapping[str, float] = {}  # endpoint -> weight for `weighted`; left out: 1
+    balance: Mapping[str, float] = EVEN_BALANCE  # `cost`, `latency`, `throughput`, `load`: weights for `balanced`
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
-    attempts: int = 1  # tries at one endpoint before the next one
+    retry: Retry = Retry()
+    hedge: Hedge | None = None
+    streaming: Streaming = Streaming()
+    sticky: Literal["none", "session", "prefix", "key", "team"] = "none"
+    canaries: tuple[Canary, ...] = ()
+    shadow: Shadow | None = None
+    fallback: str | None = None
 
     @property
     def needs_costs(self) -> bool:
         """Whether the choice depends on what a request is expected to cost."""
         return self.select in ("cost", "balanced") or self.limits.max_cost_usd is not None
+
+
+REQUIREMENTS = ("region", "provider", "license", "freshness", "quantization", "zdr")
+"""What a policy may require of an endpoint; `freshness` is met by that tier or a fresher one."""
 
 
 class Domain(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,14 +243,67 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
     keywords: tuple[str, ...] = ()
 
 
+class Allow(msgspec.Struct, frozen=True, kw_only=True):
+    """What a team may use; empty: everything. Globs."""
+
+    endpoints: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()  # upstream models
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """`hard`: once it is spent, only what costs nothing may serve."""
+
+    usd: Decimal
+    per: Literal["day", "week", "month"] = "month"
+    hard: bool = False
+
+
 class Team(msgspec.Struct, frozen=True, kw_only=True):
+    """`data_class`: of its requests that name none. `priority`: 0 to 9; under load the highest are served first.
+    `weight`: its share of a queue beside other teams of the same priority."""
+
     id: str
     cost_center: str | None = None
-    budget: Mapping[str, Any] | None = None  # kept as written
+    budget: Budget | None = None
+    data_class: str | None = None
+    priority: int = 5
+    weight: float = 1.0
+    allow: Allow = Allow()
+
+
+class Classifier(msgspec.Struct, frozen=True, kw_only=True):
+    """`model`: `trained` uses what `hatchway domains train` made, where that exists; `examples` the YAML's alone."""
+
+    model: Literal["trained", "examples"] = "trained"
+
+
+class Learning(msgspec.Struct, frozen=True, kw_only=True):
+    """What routing learns from traffic. `half_life`: seconds in which an observation loses half of its weight;
+    `max_age`: after which a number without news is forgotten; `max_drift`: the factor by which learned costs may change
+    between two publications before they are frozen."""
+
+    enabled: bool = True
+    half_life: float = 600.0
+    max_age: float = 86_400.0
+    max_drift: float = 4.0
+
+
+class Decisions(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the explanation of each request is kept, in seconds; 0: it is not written."""
+
+    keep: float = 7 * 86_400.0
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """`max_in_flight`: requests served at once over all workers, None: no bound; `max_waiting`: those that may wait for
+    their turn; `max_wait`: seconds they wait before they are shed with 429."""
+
     max_body_bytes: int = 10 * 1024 * 1024
+    max_in_flight: int | None = None
+    max_waiting: int = 1000
+    max_wait: float = 10.0
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,3 +317,6 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     domains: tuple[Domain, ...] = ()
     teams: Mapping[str, Team] = {}
     server: Server = Server()
+    classifier: Classifier = Classifier()
+    learning: Learning = Learning()
+    decisions: Decisions = Decisions()

@@ -15,7 +15,7 @@ import msgspec
 from gateway.config.model import Configuration, Endpoint, Match, Policy, Route
 from gateway.routing.facts import Facts
 from gateway.routing.select import SELECTIONS
-from gateway.types import CONVERSATION_WIRES, Candidate, EndpointHealth
+from gateway.types import CONVERSATION_WIRES, Candidate, EndpointHealth, Shift
 
 Quote = Callable[[Endpoint, Facts], Decimal | None]
 """Expected cost of the request at an endpoint in USD; None when no price is known."""
@@ -23,11 +23,29 @@ Quote = Callable[[Endpoint, Facts], Decimal | None]
 UNKNOWN_HEALTH = EndpointHealth()
 
 
+REASONS = (
+    "missing_key",
+    "require",  # the policy demands an attribute that it does not have
+    "data_class",
+    "allow",  # not on the team's list
+    "wish",  # the client excluded it
+    "protocol",
+    "capability",
+    "context_window",
+    "kept_state",
+    "max_cost",
+    "max_price",
+    "max_ttft",
+    "min_throughput",
+    "budget",
+)
+
+
 class Dropped(msgspec.Struct, frozen=True):
     """An endpoint that may not serve this request. `reason` is for machines, `detail` for people."""
 
     endpoint: str
-    reason: str  # missing_key | require | protocol | capability | context_window | kept_state | max_cost | max_ttft
+    reason: str  # one of REASONS
     detail: str
 
 
@@ -39,6 +57,11 @@ class Plan(msgspec.Struct, frozen=True):
     policy_version: str
     candidates: tuple[Candidate, ...]
     dropped: tuple[Dropped, ...]
+    input_tokens: int = 0  # expected, all choices' output likewise
+    output_tokens: int = 0
+    shadows: tuple[str, ...] = ()  # endpoints that get a copy nobody sees the answer of
+    shift: Shift | None = None  # the escape that this request takes part in
+    outlook_version: str = ""
 
 
 def match_route(configuration: Configuration, facts: Facts) -> Route | None:

@@ -121,12 +121,12 @@ def test_everything_compiles() -> None:
     )
     assert second.match == Match()
     full, bare = configuration.policies.values()
-    assert full.endpoints == ("asked", "named", "local") and full.select == "weighted" and full.attempts == 10
+    assert full.endpoints == ("asked", "named", "local") and full.select == "weighted" and full.retry.attempts == 10
     assert full.require == {"region": ("us",), "provider": ("p", "l")}
     assert full.weights == {"asked": 0.5, "named": 0.0}
     assert full.limits == Limits(max_cost_usd=Decimal("0.05"), max_ttft=1.5)
     assert full.timeouts == Timeouts(connect=0.3, ttft=10.0, idle=0.5, total=3600.0)
-    assert (bare.select, bare.attempts, bare.timeouts, bare.limits) == ("priority", 1, Timeouts(), Limits())
+    assert (bare.select, bare.retry.attempts, bare.timeouts, bare.limits) == ("priority", 1, Timeouts(), Limits())
     (finance,) = configuration.domains
     assert (finance.id, finance.examples, finance.keywords) == ("finance", ("pay ${AMOUNT}",), ())
     assert configuration.teams["payments"].budget == {"usd": Decimal("500.5"), "per": "month", "hard": True}

@@ -29,7 +29,7 @@ PROVIDERS = {
 
 def facts(**fields: Any) -> Facts:
     values: dict[str, Any] = dict(
-        model="gpt-mini", stream=False, input_tokens=100, output_tokens=50, needs=frozenset(), team="t", key_id="k"
+        model="gpt-mini", stream=False, input_tokens=100, output_limit=50, needs=frozenset(), team="t", key_id="k"
     )
     return Facts(**{**values, **fields})
 
