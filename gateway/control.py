@@ -10,29 +10,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psycopg
 import uvloop
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 
 from gateway.api.admin import AdminServices, create_admin_router, install_error_handlers
+from gateway.api.internal import InternalServices, create_internal_router
 from gateway.config.compiler import compile_configuration
 from gateway.config.document import read_document
 from gateway.config.settings import Settings, environment_variables, load_settings
-from gateway.errors import ConfigError, StoreError, UpstreamError
+from gateway.errors import ConfigError, StoreError
 from gateway.ledger.shipper import Shipped, Shipper, ShipperBusy
-from gateway.processes import bind_unix, control_socket, create_server, worker_socket
+from gateway.processes import bind_unix, control_socket, create_server
 from gateway.publication import Publication
 from gateway.store.database import Database
-from gateway.store.keys import active_keys, find_active
+from gateway.store.keys import active_keys
 from gateway.telemetry import ControlMetrics, merge_expositions, set_up_log
-from gateway.types import EndpointHealth
 from gateway.upstream.client import UpstreamClient
-from gateway.upstream.request import Deadlines, Origin, UpstreamRequest
+from gateway.workers import Workers
 
 SHIP_EVERY = 0.2
 SHIP_PAUSE_AFTER_ERROR = 2.0
@@ -40,46 +39,9 @@ WATCH_EVERY = 0.5
 KEYS_EVERY = 10.0
 """Keys are republished at once when PostgreSQL says that they changed, and this often in case it could not."""
 NOTIFY_WAIT = 1.0
-CALL_SECONDS = 2.0
 DRAIN_SECONDS = 5
-MAX_WORKER_ANSWER = 16 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
-_decode_health = msgspec.json.Decoder(dict[str, EndpointHealth]).decode
-
-
-class Workers:
-    """The way to the data-plane workers: their unix sockets."""
-
-    def __init__(self, client: UpstreamClient, run_dir: Path, count: int) -> None:
-        self._client = client
-        self._origins = [Origin.parse("http://worker", uds=str(worker_socket(run_dir, i))) for i in range(count)]
-
-    async def reload(self) -> None:
-        """Tells each worker that something was published. One that misses it notices by itself a second later."""
-        await asyncio.gather(*(self._call(origin, b"POST", b"/internal/reload") for origin in self._origins))
-
-    async def expositions(self) -> list[bytes]:
-        answers = await asyncio.gather(*(self._call(o, b"GET", b"/internal/metrics") for o in self._origins))
-        return [answer for answer in answers if answer is not None]
-
-    async def health(self) -> list[dict[str, EndpointHealth]]:
-        answers = await asyncio.gather(*(self._call(o, b"GET", b"/internal/health") for o in self._origins))
-        return [_decode_health(answer) for answer in answers if answer is not None]
-
-    async def _call(self, origin: Origin, method: bytes, target: bytes) -> bytes | None:
-        total_at = asyncio.get_running_loop().time() + CALL_SECONDS
-        request = UpstreamRequest(origin, method, target, b"", b"")
-        try:
-            response = await self._client.send(request, Deadlines(connect=CALL_SECONDS, total_at=total_at))
-            try:
-                body = await response.read(MAX_WORKER_ANSWER)
-                return body if response.status == 200 else None
-            finally:
-                response.close()
-        except UpstreamError as error:
-            _log.warning("%s of %s: %s", target.decode(), origin.uds, error)
-            return None
 
 
 class ControlPlane:
@@ -199,7 +161,7 @@ def create_control_app(control: ControlPlane) -> FastAPI:
                 engine=control.database.engine,
                 configuration=lambda: control.configuration,
                 rejected=lambda: control.rejected,
-                health=lambda: merged_health(control),
+                health=control.workers.health,
                 flush=control.ship,
                 publish_keys=control.publish_keys,
             )
@@ -211,57 +173,16 @@ def create_control_app(control: ControlPlane) -> FastAPI:
         texts = [*await control.workers.expositions(), control.metrics.exposition()]
         return Response(merge_expositions(texts), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/internal/ready", include_in_schema=False)
-    async def ready() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/internal/keys/{digest}", include_in_schema=False)
-    async def find_key(digest: str) -> Response:
-        try:
-            record = await asyncio.to_thread(find_active, control.database.engine, digest)
-        except StoreError as error:
-            _log.warning("an unknown key could not be looked up: %s", error)
-            return Response(status_code=503)
-        if record is None:
-            return Response(status_code=404)
-        return Response(msgspec.json.encode(record), media_type="application/json")
-
-    @app.post("/internal/flush", include_in_schema=False)
-    async def flush() -> Response:
-        try:
-            shipped = await control.ship()
-        except StoreError as error:
-            return Response(msgspec.json.encode({"error": str(error)}), 503, media_type="application/json")
-        return Response(
-            msgspec.json.encode({"rows": shipped.rows, "pending_bytes": shipped.pending_bytes}),
-            media_type="application/json",
+    app.include_router(
+        create_internal_router(
+            InternalServices(
+                engine=control.database.engine,
+                flush=control.ship,
+                health=control.workers.health,
+            )
         )
-
-    @app.get("/internal/health", include_in_schema=False)
-    async def health(_: Request) -> Response:
-        return Response(msgspec.json.encode(await merged_health(control)), media_type="application/json")
-
-    return app
-
-
-async def merged_health(control: ControlPlane) -> Mapping[str, EndpointHealth]:
-    """All workers' health as one: the mean of what they measured, the sum of what is in flight, the worst verdict."""
-    merged: dict[str, EndpointHealth] = {}
-    for book in await control.workers.health():
-        for endpoint, one in book.items():
-            other = merged.get(endpoint)
-            merged[endpoint] = one if other is None else _both(one, other)
-    return merged
-
-
-def _both(one: EndpointHealth, other: EndpointHealth) -> EndpointHealth:
-    measured = [state.ttft for state in (one, other) if state.ttft is not None]
-    return EndpointHealth(
-        ttft=sum(measured) / len(measured) if measured else None,
-        in_flight=one.in_flight + other.in_flight,
-        failures_in_a_row=max(one.failures_in_a_row, other.failures_in_a_row),
-        ejected_until=max(one.ejected_until, other.ejected_until),
     )
+    return app
 
 
 def fingerprint(path: Path) -> tuple[tuple[str, int, int], ...]:

@@ -9,8 +9,9 @@ import logging
 import sys
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Literal
 
 from msgspec.structs import astuple
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generate_latest
@@ -18,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
-from gateway.types import BUCKETS, Status, Usage
+from gateway.types import BUCKETS, Shift, Status, Usage
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -36,8 +37,16 @@ class Metrics:
         self._attempts: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._ttft: dict[str, _Histogram] = {}
+        self._hedges: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._shed: defaultdict[tuple[str], int] = defaultdict(int)
+        self._shadows: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._continuations: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._in_flight = 0
         self._spool_errors = 0
+        self.states: Callable[[], Mapping[str, str]] = dict
+        """Asked when metrics are read: the circuit breaker's state of each endpoint."""
+        self.waiting: Callable[[], int] = int
+        """Likewise: requests that wait for their turn."""
         self._version = ""
 
     def request_started(self) -> None:
@@ -61,6 +70,21 @@ class Metrics:
             for bucket, count in zip(BUCKETS, astuple(usage), strict=True):
                 if count:
                     self._tokens[endpoint, bucket] += count
+
+    def hedge(self, policy: str, outcome: Literal["won", "lost", "refused"]) -> None:
+        """`won`: the second attempt served; `refused`: the cost cap kept it from being made."""
+        self._hedges[policy, outcome] += 1
+
+    def shed(self, gate: str) -> None:
+        """`gate`: `server`, or the endpoint whose queue was full."""
+        self._shed[gate,] += 1
+
+    def shadow(self, endpoint: str, outcome: Literal["sent", "skipped"]) -> None:
+        self._shadows[endpoint, outcome] += 1
+
+    def continuation(self, endpoint: str, outcome: Literal["served", "failed"]) -> None:
+        """`endpoint`: the one that went on with another's stream."""
+        self._continuations[endpoint, outcome] += 1
 
     def spool_error(self) -> None:
         self._spool_errors += 1
@@ -96,6 +120,26 @@ class Metrics:
         for endpoint, histogram in self._ttft.items():
             ttft.add_metric((endpoint,), histogram.cumulated(), histogram.sum)
         yield ttft
+        yield _counter(
+            "hatchway_hedges", "Hedged attempts, by policy and outcome", ("policy", "outcome"), self._hedges.items()
+        )
+        yield _counter("hatchway_shed_requests", "Requests shed under load, by gate", ("gate",), self._shed.items())
+        yield _counter(
+            "hatchway_shadows", "Shadow copies, by endpoint and outcome", ("endpoint", "outcome"), self._shadows.items()
+        )
+        yield _counter(
+            "hatchway_continuations",
+            "Streams that another endpoint went on with, by that endpoint and outcome",
+            ("endpoint", "outcome"),
+            self._continuations.items(),
+        )
+        states = GaugeMetricFamily(
+            "hatchway_endpoint_state", "Workers that see the endpoint in this state", labels=("endpoint", "state")
+        )
+        for endpoint, state in self.states().items():
+            states.add_metric((endpoint, state), 1)
+        yield states
+        yield GaugeMetricFamily("hatchway_waiting_requests", "Requests waiting for their turn", value=self.waiting())
         yield GaugeMetricFamily("hatchway_in_flight_requests", "Requests being served", value=self._in_flight)
         yield CounterMetricFamily(
             "hatchway_spool_errors", "Ledger records that could not be written", value=self._spool_errors
@@ -161,6 +205,13 @@ class ControlMetrics:
         self._bad_configuration = Gauge(
             "hatchway_configuration_rejected", "1 while the configuration on disk is wrong", registry=registry
         )
+        self._frozen = Gauge("hatchway_learned_frozen", "Learned numbers frozen because they drift", registry=registry)
+        self._shifts = Gauge(
+            "hatchway_escape_share",
+            "Share of its requests that an escape has moved away from an endpoint",
+            ("source", "target"),
+            registry=registry,
+        )
 
     def shipped(self, rows: int, rejected: int, pending_bytes: int) -> None:
         self._rows.inc(rows)
@@ -172,6 +223,14 @@ class ControlMetrics:
 
     def configuration_rejected(self, is_rejected: bool) -> None:
         self._bad_configuration.set(int(is_rejected))
+
+    def frozen(self, count: int) -> None:
+        self._frozen.set(count)
+
+    def shifted(self, shifts: Sequence[Shift]) -> None:
+        self._shifts.clear()
+        for shift in shifts:
+            self._shifts.labels(shift.source, shift.target).set(shift.share)
 
     def exposition(self) -> bytes:
         return generate_latest(self._registry)

@@ -21,7 +21,7 @@ from gateway.ledger.record import WORKER_LOST
 from gateway.protocols.base import StreamError
 from gateway.protocols.complaint_codes import CODES
 from gateway.telemetry import ControlMetrics, Metrics
-from gateway.types import Usage
+from gateway.types import Shift, Usage
 from tests.docs.blocks import ROOT
 
 DOCS = ROOT / "docs"
@@ -62,8 +62,15 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
     metrics.refused(404, "model_not_found")
     metrics.attempt("local", "ok", Usage(input_tokens=1), 0.5)
     metrics.configuration("v")
+    metrics.hedge("cheap", "won")
+    metrics.shed("server")
+    metrics.shadow("local", "sent")
+    metrics.continuation("local", "served")
+    metrics.states = lambda: {"local": "closed"}
+    control = ControlMetrics()
+    control.shifted([Shift("escape", "a", "b", share=0.5)])
     found = {}
-    for exposition in (metrics.exposition(), ControlMetrics().exposition()):
+    for exposition in (metrics.exposition(), control.exposition()):
         for family in text_string_to_metric_families(exposition.decode()):
             name = f"{family.name}_total" if family.type == "counter" else family.name
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
