@@ -1,6 +1,6 @@
 """A data-plane worker: the composition root of everything a request meets. Started by the supervisor.
 
-`python -m gateway.app --index 0 --socket-fd 5 [--config PATH]`
+`python -m gateway.app --index 0 --workers 2 --socket-fd 5 [--config PATH]`
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import uvloop
 from gateway import tokens
 from gateway.accounting.entry import Books
 from gateway.accounting.prices import PriceBook
+from gateway.admission import Admission
 from gateway.api.application import Application
 from gateway.api.auth import KeyRing
 from gateway.api.http import ClientDisconnected, Receive, Scope, Send, read_body, respond_error
@@ -29,7 +30,9 @@ from gateway.ledger.spool import Spool
 from gateway.pipeline import Pipeline
 from gateway.processes import bind_unix, control_socket, create_server, worker_socket
 from gateway.publication import Publication
+from gateway.routing.domains import DomainClassifier
 from gateway.routing.health import HealthBook
+from gateway.shadow import Shadows
 from gateway.snapshot import Snapshot
 from gateway.telemetry import Metrics, set_up_log
 from gateway.types import KeyRecord
@@ -39,6 +42,7 @@ from gateway.upstream.request import Deadlines, Origin, UpstreamRequest, header_
 DRAIN_SECONDS = 30
 """How long open requests may go on after SIGTERM."""
 RELOAD_EVERY = 1.0
+MODEL_FILE = 'domains.model'
 CONTROL_SECONDS = 30.0
 LOOKUP_SECONDS = 2.0
 MAX_CONTROL_BODY = 8 * 1024 * 1024
@@ -114,12 +118,14 @@ class ControlPlane:
 
 
 class Worker:
-    """Owns the worker's state: the snapshot in force, keys, spool, connections."""
+    """Owns the worker's state: the snapshot in force, keys, what was learned, queues, spool, connections."""
 
-    def __init__(self, settings: Settings, index: int) -> None:
+    def __init__(self, settings: Settings, index: int, workers: int) -> None:
         self._settings = settings
+        self._workers = workers
         self._publication = Publication(settings.home)
-        self._stamp = self._publication.stamp()
+        self._model_file = settings.home / MODEL_FILE
+        self._stamps = self._read_stamps()
         self._user_agent = f"hatchway/{distribution_version('hatchway')}"
         self._prices = PriceBook()
         self._prices.load()  # now, rather than inside the first request
@@ -127,40 +133,103 @@ class Worker:
         self.client = UpstreamClient()
         self.metrics = Metrics()
         self.spool = Spool(settings.spool_dir, f"worker-{index}")
+        self.health = HealthBook(worker=str(index))
+        self.admission = Admission(self.metrics)
+        books = Books(self.spool, self.metrics)
+        self.shadows = Shadows(self.client, books, self.admission)
         control = ControlPlane(self.client, control_socket(settings.run_dir))
         self.keys = KeyRing(control.find_key)
-        self.keys.replace(self._publication.read_keys())
-        self.pipeline = Pipeline(self._build(), self.client, Books(self.spool, self.metrics), HealthBook())
+        self.pipeline = Pipeline(
+            self._build(), self.client, books, self.health, admission=self.admission, shadows=self.shadows
+        )
+        self.metrics.waiting = lambda: self.admission.waiting
+        self.metrics.states = lambda: self.health.states(asyncio.get_running_loop().time())
         self.application = Application(
             self.pipeline, self.keys, self.metrics, forward=control.forward, reload=self.reload
         )
+        self._take_up_keys()
+        self._take_up_learned()
+        self._take_up_shifts()
+        self._take_up_budgets()
 
     def reload(self) -> None:
-        """Takes up what was published. A configuration that does not compile here leaves the old one in force."""
-        self._stamp = self._publication.stamp()
-        try:
-            self.keys.replace(self._publication.read_keys())
-            self.pipeline.snapshot = self._build()
-        except (OSError, msgspec.DecodeError, ConfigError) as error:
-            _log.error("what was published cannot be taken up, the old configuration stays: %s", error)
+        """Takes up what was published since the last time. What cannot be taken up leaves the old in force."""
+        before, self._stamps = self._stamps, self._read_stamps()
+        changed = {name for name, stamp in self._stamps.items() if stamp != before[name]}
+        for names, take_up in (
+            ({"keys"}, self._take_up_keys),
+            ({"configuration", "domains"}, self._take_up_configuration),
+            ({"learned"}, self._take_up_learned),
+            ({"shifts"}, self._take_up_shifts),
+            ({"budgets"}, self._take_up_budgets),
+        ):
+            if names & changed:
+                try:
+                    take_up()
+                except (OSError, ValueError, msgspec.DecodeError, ConfigError) as error:
+                    _log.error("published %s cannot be taken up, the old stays: %s", "/".join(sorted(names)), error)
 
     async def watch(self) -> None:
         """Notices a publication whose push was missed."""
         while True:
             await asyncio.sleep(RELOAD_EVERY)
-            if self._publication.stamp() != self._stamp:
+            if self._read_stamps() != self._stamps:
                 self.reload()
 
+    def _read_stamps(self) -> dict[str, int]:
+        configuration, keys = self._publication.stamp()
+        return {
+            "configuration": configuration,
+            "keys": keys,
+            "learned": self._publication.learned_stamp(),
+            "shifts": self._publication.shifts_stamp(),
+            "budgets": self._publication.budgets_stamp(),
+            "domains": self._model_file.stat().st_mtime_ns if self._model_file.exists() else 0,
+        }
+
+    def _take_up_keys(self) -> None:
+        self.keys.replace(self._publication.read_keys())
+
+    def _take_up_configuration(self) -> None:
+        self.pipeline.snapshot = self._build()
+
+    def _take_up_learned(self) -> None:
+        content = self._publication.read_learned()
+        if content is not None:
+            self.health.absorb(content)
+
+    def _take_up_shifts(self) -> None:
+        self.pipeline.shifts = tuple(self._publication.read_shifts())
+
+    def _take_up_budgets(self) -> None:
+        self.pipeline.budgets = self._publication.read_budgets()
+
     def _build(self) -> Snapshot:
-        document = self._publication.read_document()
-        configuration = compile_configuration(document, environment_variables())
+        configuration = compile_configuration(self._publication.read_document(), environment_variables())
+        snapshot = Snapshot.build(
+            configuration, self._prices, self._settings.run_dir, self._user_agent, read_model(self._model_file)
+        )
         self.metrics.configuration(configuration.version)
-        return Snapshot.build(configuration, self._prices, self._settings.run_dir, self._user_agent)
+        self.health.configure(configuration.learning)
+        self.admission.configure(configuration, self._workers)
+        return snapshot
 
 
-async def serve(settings: Settings, index: int, listener: socket.socket) -> None:
+def read_model(path: Path) -> DomainClassifier | None:
+    """The classifier that an operator has trained. None: there is none, or it cannot be read, which is reported."""
+    try:
+        path.read_bytes()
+        return None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.error("the trained classifier `%s` cannot be read, the configuration's examples hold: %s", path, error)
+        return None
+
+
+async def serve(settings: Settings, index: int, workers: int, listener: socket.socket) -> None:
     """Serves until SIGTERM, then drains, syncs the spool and returns."""
-    worker = Worker(settings, index)
+    worker = Worker(settings, index, workers)
     server = create_server(worker.application, drain_seconds=DRAIN_SECONDS)
     internal = bind_unix(worker_socket(settings.run_dir, index))
     gc.collect()
@@ -172,6 +241,7 @@ async def serve(settings: Settings, index: int, listener: socket.socket) -> None
             for task in tasks:
                 task.cancel()
     finally:
+        await worker.shadows.close()
         await worker.client.close()
         worker.spool.close()
 
@@ -179,12 +249,13 @@ async def serve(settings: Settings, index: int, listener: socket.socket) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(prog="gateway.app")
     parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--workers", type=int, default=1, help="how many there are: limits are divided among them")
     parser.add_argument("--socket-fd", type=int, required=True)
     parser.add_argument("--config", type=Path)
     arguments = parser.parse_args()
     set_up_log(f"worker-{arguments.index}")
     listener = socket.socket(fileno=arguments.socket_fd)
-    uvloop.run(serve(load_settings(config=arguments.config), arguments.index, listener))
+    uvloop.run(serve(load_settings(config=arguments.config), arguments.index, arguments.workers, listener))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
+from time import time
 from typing import Any
 
 import msgspec
@@ -18,16 +23,23 @@ import psycopg
 import uvloop
 from fastapi import FastAPI, Response
 
-from gateway.api.admin import AdminServices, create_admin_router, install_error_handlers
+from gateway.api.admin import AdminServices, create_admin_router
+from gateway.api.admin_escape import EscapeServices
+from gateway.api.admin_http import install_error_handlers
+from gateway.api.admin_learned import LearnedServices
+from gateway.api.admin_versions import VersionServices
 from gateway.api.internal import InternalServices, create_internal_router
-from gateway.config.compiler import compile_configuration
-from gateway.config.document import read_document
-from gateway.config.settings import Settings, environment_variables, load_settings
-from gateway.errors import ConfigError, StoreError
+from gateway.budgets import budgets_left
+from gateway.config.settings import Settings, load_settings
+from gateway.errors import StoreError
+from gateway.escape.run import EscapeRunner
+from gateway.governance import Governance
+from gateway.learning import LearningDesk
 from gateway.ledger.shipper import Shipped, Shipper, ShipperBusy
 from gateway.processes import bind_unix, control_socket, create_server
 from gateway.publication import Publication
 from gateway.store.database import Database
+from gateway.store.decisions import purge
 from gateway.store.keys import active_keys
 from gateway.telemetry import ControlMetrics, merge_expositions, set_up_log
 from gateway.upstream.client import UpstreamClient
@@ -35,10 +47,12 @@ from gateway.workers import Workers
 
 SHIP_EVERY = 0.2
 SHIP_PAUSE_AFTER_ERROR = 2.0
-WATCH_EVERY = 0.5
 KEYS_EVERY = 10.0
 """Keys are republished at once when PostgreSQL says that they changed, and this often in case it could not."""
 NOTIFY_WAIT = 1.0
+LEARN_EVERY = 2.0
+BUDGETS_EVERY = 3.0
+PURGE_EVERY = 3600.0
 DRAIN_SECONDS = 5
 
 _log = logging.getLogger(__name__)
@@ -53,11 +67,23 @@ class ControlPlane:
         self.workers = workers
         self.metrics = ControlMetrics()
         self.publication = Publication(settings.home)
-        self.rejected: str | None = None
         self._shipper = Shipper(settings.spool_dir, database.connect)
         self._ship_lock = asyncio.Lock()
-        self._document = self.publication.read_document()
-        self.configuration = compile_configuration(self._document, environment_variables())
+        self._budgets: dict[str, Decimal] | None = None
+        self.governance = Governance(
+            settings.config_path, self.publication, database.engine, self.metrics, workers.reload
+        )
+        self.desk = LearningDesk(self.publication, self.governance.configuration.learning)
+        self.escapes = EscapeRunner(
+            database.engine,
+            self.publication,
+            configuration=lambda: self.governance.configuration,
+            push=self.push,
+            owner=socket.gethostname(),
+            is_current=lambda: not self.is_behind,
+        )
+        self.is_behind = False
+        """New rows do not reach the ledger: nothing may be judged by it."""
 
     async def ship(self) -> Shipped:
         """Carries what is spooled into PostgreSQL. Raises StoreError."""
@@ -74,43 +100,60 @@ class ControlPlane:
         while True:
             try:
                 await self.ship()
-                failed = False
+                failed = self.is_behind = False
             except (StoreError, OSError, ShipperBusy) as error:
                 if not failed:
                     _log.error("usage events stay in the spool: %s", error)
-                failed = True
+                failed = self.is_behind = True
                 self.metrics.shipping_failed()
             await asyncio.sleep(SHIP_PAUSE_AFTER_ERROR if failed else SHIP_EVERY)
 
-    async def run_configuration_watch(self) -> None:
-        """Validates a changed configuration and publishes it; a bad one is reported, the old one stays in force."""
-        seen = None  # so that what changed while no control plane ran is taken up first
+    async def run_learning(self) -> None:
+        """Adds up what the workers learn and publishes it; each takes it up by itself within a second."""
         while True:
-            await asyncio.sleep(WATCH_EVERY)
-            now = fingerprint(self.settings.config_path)
-            if now == seen:
-                continue
-            seen = now
-            await self._take_up_configuration()
+            await asyncio.sleep(LEARN_EVERY)
+            try:
+                self.desk.take(await self.workers.learned(), time(), self.governance.configuration.learning)
+            except OSError as error:
+                _log.error("what was learned cannot be published: %s", error)
+            self.metrics.frozen(len(self.desk.frozen))
 
-    async def _take_up_configuration(self) -> None:
-        try:
-            # A hostile file takes seconds to refuse: not on the loop.
-            document = await asyncio.to_thread(read_document, self.settings.config_path)
-            configuration = compile_configuration(document, environment_variables())
-        except ConfigError as error:
-            self.rejected = str(error)
-            self.metrics.configuration_rejected(True)
-            _log.error("the changed configuration is wrong, version %s stays:\n%s", self.configuration.version, error)
-            return
-        self.rejected = None
-        self.metrics.configuration_rejected(False)
-        if document.version == self._document.version:
-            return
-        self._document, self.configuration = document, configuration
-        self.publication.publish_document(document)
+    async def forget(self, names: Sequence[str]) -> list[str]:
+        """Forgets what was learned of these endpoints and routes; none named: of all. Raises OSError."""
+        found = self.desk.reset(names, time())
         await self.workers.reload()
-        _log.info("configuration version %s is in force", configuration.version)
+        return found
+
+    async def run_budgets(self) -> None:
+        """Publishes what teams with hard budgets have left. While PostgreSQL is away the last word holds."""
+        while True:
+            try:
+                await self._publish_budgets()
+            except (StoreError, OSError) as error:
+                _log.error("what budgets have left cannot be said, the last figures hold: %s", error)
+            await asyncio.sleep(BUDGETS_EVERY)
+
+    async def _publish_budgets(self) -> None:
+        teams = self.governance.configuration.teams
+        left = await asyncio.to_thread(budgets_left, self.database.engine, teams, datetime.now(UTC))
+        if left != self._budgets:
+            self.publication.publish_budgets(left)
+            self._budgets = left
+
+    async def run_retention(self) -> None:
+        """Deletes decisions that are older than the configuration keeps them."""
+        while True:
+            await asyncio.sleep(PURGE_EVERY)
+            before = datetime.now(UTC) - timedelta(seconds=self.governance.configuration.decisions.keep)
+            try:
+                await asyncio.to_thread(purge, self.database.engine, before)
+            except StoreError as error:
+                _log.error("old decisions are not deleted yet: %s", error)
+
+    async def push(self) -> None:
+        """Has all workers take up what is published."""
+        await self.workers.reload()
+        self.metrics.shifted(self.publication.read_shifts())
 
     async def run_key_watch(self) -> None:
         while True:
@@ -155,15 +198,36 @@ def create_control_app(control: ControlPlane) -> FastAPI:
         redirect_slashes=False,  # a redirect would go to whatever host the client named
     )
     install_error_handlers(app)
+    engine, governance = control.database.engine, control.governance
+    versions = VersionServices(engine=engine, state=lambda: governance.state, roll_back=governance.roll_back)
+    escapes = EscapeServices(
+        engine=engine, runner=control.escapes, configuration=lambda: governance.configuration, flush=control.ship
+    )
+    learned = LearnedServices(status=lambda: control.desk.status(time()), forget=control.forget)
     app.include_router(
         create_admin_router(
             AdminServices(
-                engine=control.database.engine,
-                configuration=lambda: control.configuration,
-                rejected=lambda: control.rejected,
+                engine=engine,
+                configuration=lambda: governance.configuration,
+                rejected=lambda: governance.rejected,
                 health=control.workers.health,
                 flush=control.ship,
                 publish_keys=control.publish_keys,
+                versions=versions,
+                escapes=escapes,
+                learned=learned,
+            )
+        )
+    )
+    app.include_router(
+        create_internal_router(
+            InternalServices(
+                engine=engine,
+                flush=control.ship,
+                health=control.workers.health,
+                versions=versions,
+                escapes=escapes,
+                learned=learned,
             )
         )
     )
@@ -173,29 +237,7 @@ def create_control_app(control: ControlPlane) -> FastAPI:
         texts = [*await control.workers.expositions(), control.metrics.exposition()]
         return Response(merge_expositions(texts), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.include_router(
-        create_internal_router(
-            InternalServices(
-                engine=control.database.engine,
-                flush=control.ship,
-                health=control.workers.health,
-            )
-        )
-    )
     return app
-
-
-def fingerprint(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Changes when a configuration file does: names, sizes, times of modification."""
-    files = sorted(path.glob("*.y*ml")) if path.is_dir() else [path]
-    found = []
-    for file in files:
-        try:
-            stat = file.stat()
-        except FileNotFoundError:
-            continue
-        found.append((str(file), stat.st_size, stat.st_mtime_ns))
-    return tuple(found)
 
 
 def listen(database: Database) -> Any:
@@ -224,8 +266,13 @@ async def serve(settings: Settings, worker_count: int) -> None:
         async with asyncio.TaskGroup() as owned:
             tasks = [
                 owned.create_task(control.run_shipping()),
-                owned.create_task(control.run_configuration_watch()),
+                owned.create_task(control.governance.run()),
+                owned.create_task(control.governance.history.run()),
                 owned.create_task(control.run_key_watch()),
+                owned.create_task(control.run_learning()),
+                owned.create_task(control.run_budgets()),
+                owned.create_task(control.run_retention()),
+                owned.create_task(control.escapes.run()),
             ]
             await server.serve(sockets=[bind_unix(control_socket(settings.run_dir))])
             for task in tasks:

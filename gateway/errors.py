@@ -14,9 +14,10 @@ GatewayError                 what a client is told; carries its HTTP status and 
 └── DeadlineExceeded         504  the policy's time ran out
 UpstreamError                what an upstream did; never shown to a client as it is
 ├── ConnectFailed            nothing was sent
-├── UpstreamTimeout          a deadline passed: connect, ttft, idle or total
+├── UpstreamTimeout          a deadline passed: connect, first_byte, ttft, idle, slow or total
 ├── UpstreamDisconnected     closed before the answer was whole
-├── UpstreamProtocolError    not HTTP/1.1, or over a limit
+├── UpstreamProtocolError    not HTTP/1.1, not an answer of its protocol, or over a limit
+├── EmptyAnswer              a whole answer that says nothing
 └── UpstreamStatus           a whole answer with an error status
 ConfigError                  the configuration is wrong: a list of `Mistake`
 StoreError                   PostgreSQL cannot be reached or refuses
@@ -27,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
-Phase = Literal["connect", "ttft", "idle", "total"]
+Phase = Literal["connect", "first_byte", "ttft", "idle", "slow", "total"]
 
 
 class GatewayError(Exception):
@@ -114,9 +115,13 @@ class DeadlineExceeded(GatewayError):
 
 
 class UpstreamError(Exception):
-    """What an upstream did. `kind` is the ledger's `error_type`."""
+    """What an upstream did. `kind` is the ledger's `error_type`.
+
+    `before`: of a stream, what came whole in the same read before it failed, as the client is to see it.
+    """
 
     kind: str = "upstream_error"
+    before: bytes = b""
 
 
 class ConnectFailed(UpstreamError):
@@ -144,6 +149,12 @@ class UpstreamDisconnected(UpstreamError):
 
 class UpstreamProtocolError(UpstreamError):
     kind = "protocol_error"
+
+
+class EmptyAnswer(UpstreamError):
+    """A whole answer with status 200 in which the model says nothing and calls nothing."""
+
+    kind = "empty_answer"
 
 
 class UpstreamStatus(UpstreamError):

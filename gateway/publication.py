@@ -32,6 +32,7 @@ class Publication:
         self._learned = self._folder / "learned.json"
         self._shifts = self._folder / "shifts.json"
         self._budgets = self._folder / "budgets.json"
+        self._pin = self._folder / "pin.json"
 
     def publish_document(self, document: Document) -> None:
         self._replace(self._document, document.to_json())
@@ -65,6 +66,16 @@ class Publication:
 
     def read_budgets(self) -> dict[str, Decimal]:
         return _decode_budgets(self._budgets.read_bytes()) if self._budgets.exists() else {}
+
+    def publish_pin(self, content: bytes | None) -> None:
+        """What holds a version in force against the YAML on disk, as `gateway.history` writes it; None: nothing."""
+        if content is None:
+            self._pin.unlink(missing_ok=True)
+        else:
+            self._replace(self._pin, content)
+
+    def read_pin(self) -> bytes | None:
+        return self._pin.read_bytes() if self._pin.exists() else None
 
     def stamp(self) -> tuple[int, int]:
         """Changes whenever a configuration or keys were published."""

@@ -2,79 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
 from random import Random
+from time import time
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.accounting.prices import PriceBook
 from gateway.adapters.base import Adapter
 from gateway.adapters.registry import build_adapter
-from gateway.config.model import Configuration, Endpoint
+from gateway.config.model import Configuration
 from gateway.errors import NotFound, PermissionDenied
 from gateway.protocols.inbound import Inbound
 from gateway.routing.domains import DomainClassifier
-from gateway.routing.facts import Facts, read_facts
-from gateway.routing.plan import Plan, make_plan, match_route
-from gateway.types import Caller, EndpointHealth, Usage
+from gateway.routing.facts import HEADERS, Facts, read_facts
+from gateway.routing.plan import Plan
+from gateway.routing.planner import Planner
+from gateway.types import Caller, Complexity, Outlook, Shift
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Immutable; swapped as a whole, by one assignment. A request keeps the one it began with."""
+    """Immutable; swapped as a whole, by one assignment. A request keeps the one it began with.
+
+    `header_names`: of the client's headers, those that anything here reads, in lower case.
+    """
 
     configuration: Configuration
     adapters: Mapping[str, Adapter]  # of the usable endpoints
     prices: PriceBook
+    planner: Planner
     classifier: DomainClassifier | None
-    reads_headers: bool
-    """Whether some route matches on a header: only then are headers decoded."""
+    header_names: tuple[tuple[bytes, str], ...]
+    reads_complexity: bool
+    """Whether some route asks how complex a request is."""
 
     @classmethod
-    def build(cls, configuration: Configuration, prices: PriceBook, run_dir: Path, user_agent: str) -> Snapshot:
-        """`run_dir`: where local engines have their sockets. `prices` outlive snapshots, with what they looked up."""
-        endpoints = configuration.endpoints.values()
+    def build(
+        cls,
+        configuration: Configuration,
+        prices: PriceBook,
+        run_dir: Path,
+        user_agent: str,
+        trained: DomainClassifier | None = None,
+    ) -> Snapshot:
+        """`run_dir`: where local engines have their sockets. `prices` outlive snapshots, with what they looked up.
+
+        `trained`: the classifier that an operator has trained, if there is one and the configuration wants it.
+        """
+        planner = Planner(configuration, prices.quote)
+        names = sorted(planner.header_names | HEADERS)
+        if configuration.classifier.model != "trained":
+            trained = None
         return cls(
             configuration=configuration,
             adapters={
                 endpoint.id: build_adapter(endpoint, run_dir, user_agent)
-                for endpoint in endpoints
+                for endpoint in configuration.endpoints.values()
                 if endpoint.provider.missing is None
             },
             prices=prices,
+            planner=planner,
             classifier=DomainClassifier(configuration.domains) if configuration.domains else None,
-            reads_headers=any(route.match.header for route in configuration.routes),
+            header_names=tuple((name.encode("latin-1", "replace"), name) for name in names),
+            reads_complexity=any(route.match.complexity for route in configuration.routes),
         )
 
-    def facts(self, inbound: Inbound, caller: Caller, raw_headers: Mapping[bytes, bytes]) -> Facts:
-        headers = {}
-        if self.reads_headers:
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw_headers.items()}
-        domain = None if self.classifier is None else self.classifier.classify(inbound.view.last_user_text())
-        return read_facts(inbound, caller, domain=domain, headers=headers)
+    def facts(
+        self,
+        inbound: Inbound,
+        caller: Caller,
+        raw_headers: Mapping[bytes, bytes],
+        *,
+        budget_left: Decimal | None = None,
+        at: float | None = None,
+    ) -> Facts:
+        """`at`: seconds since the epoch; None: now. Raises InvalidRequest for wishes, tags and classes that are none."""
+        domain: str | None = None
+        complexity: Complexity = "simple"
+        if self.classifier is not None or self.reads_complexity:
+            text = inbound.view.last_user_text()
+            if self.classifier is not None:
+                domain = self.classifier.classify(text)
+            if self.reads_complexity:
+                complexity = _complexity(inbound, text)
+        return read_facts(
+            inbound,
+            caller,
+            team=self.configuration.teams.get(caller.team),
+            domain=domain,
+            complexity=complexity,
+            headers={name: raw_headers[raw].decode("latin-1") for raw, name in self.header_names if raw in raw_headers},
+            budget_left=budget_left,
+            at=time() if at is None else at,
+            reads_prefix=self.planner.reads_prefix,
+        )
 
     def plan(
         self,
         facts: Facts,
         caller: Caller,
         *,
-        health: Mapping[str, EndpointHealth],
+        outlook: Outlook,
         now: float,
         rng: Random,
+        shifts: Sequence[Shift] = (),
+        inbound: Inbound | None = None,
         with_costs: bool = False,
     ) -> Plan:
         """The plan, which may have no candidate. Raises PermissionDenied for the key, NotFound for the model.
 
-        `with_costs`: work out expected costs also where the policy decides without them, for whoever reads the plan.
+        `inbound`: its input is counted exactly where a rough count does not tell whether it fits. `with_costs`: work
+        out expected costs also where the policy decides without them, for whoever reads the plan.
         """
         if not may_use(caller, facts.model):
             raise PermissionDenied(
                 f"this key may not use the model `{facts.model}`", code="model_not_allowed", param="model"
             )
-        route = match_route(self.configuration, facts)
+        route = self.planner.match(facts)
         if route is None:
             raise NotFound(
                 f"the model `{facts.model}` does not exist here: no route matches it\n"
@@ -82,26 +130,16 @@ class Snapshot(msgspec.Struct, frozen=True):
                 code="model_not_found",
                 param="model",
             )
-        return make_plan(
-            self.configuration,
-            route,
-            facts,
-            health=health,
-            quote=self._quote if with_costs or self.configuration.policies[route.policy].needs_costs else _no_quote,
-            now=now,
-            rng=rng,
+        if inbound is not None and self.planner.needs_count(route, facts):
+            facts = replace(facts, counted_tokens=inbound.estimate_tokens(facts.model))
+        is_kept = self.configuration.decisions.keep > 0
+        return self.planner.plan(
+            route, facts, outlook=outlook, now=now, rng=rng, shifts=shifts, with_costs=with_costs or is_kept
         )
 
-    def _quote(self, endpoint: Endpoint, facts: Facts) -> Decimal | None:
-        model = endpoint.upstream_model(facts.model)
-        priced = self.prices.rates_for(endpoint, model, datetime.now(UTC), facts.input_tokens)
-        if priced is None:
-            return None
-        return priced.cost(Usage(input_tokens=facts.input_tokens, output_tokens=facts.output_tokens))
 
-
-def _no_quote(endpoint: Endpoint, facts: Facts) -> Decimal | None:
-    return None
+def _complexity(inbound: Inbound, text: str) -> Complexity:
+    return "simple"
 
 
 def may_use(caller: Caller, model: str) -> bool:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from gateway.adapters.local import engine_socket
 from gateway.config.compiler import compile_configuration
-from gateway.config.document import read_document
+from gateway.config.document import Document, read_document
 from gateway.config.model import Configuration, Secret
 from gateway.config.settings import Settings, environment_variables, shipped
 from gateway.errors import StoreError, UpstreamError
@@ -145,7 +145,8 @@ class Supervisor:
         try:
             self._settings.prepare()
             with exclusive_home(self._settings.home):
-                Publication(self._settings.home).publish_document(document)
+                publication = Publication(self._settings.home)
+                publication.publish_document(_to_publish(publication, document))
                 await self._until(stop, self._start(configuration))
                 await stop.wait()
         finally:
@@ -176,7 +177,8 @@ class Supervisor:
         assert self._listener is not None
         fd = self._listener.fileno()
         for index in range(self._options.workers):
-            command = [sys.executable, "-m", "gateway.app", "--index", str(index), "--socket-fd", str(fd), *config]
+            count = ["--index", str(index), "--workers", str(self._options.workers)]
+            command = [sys.executable, "-m", "gateway.app", *count, "--socket-fd", str(fd), *config]
             self._workers.append(Child(f"worker {index}", command, (worker_socket(run_dir, index), b"/readyz"), (fd,)))
         for child in (self._control, *self._workers):
             await child.start()
@@ -282,6 +284,15 @@ class Supervisor:
         await self._client.close()
         if self._database is not None:
             await asyncio.to_thread(self._database.close)
+
+
+def _to_publish(publication: Publication, on_disk: Document) -> Document:
+    """What the YAML on disk says, unless an operator has pinned another version."""
+    if publication.read_pin() is None:
+        return on_disk
+    from gateway.history import document_to_publish  # brings the database's libraries: half a second
+
+    return document_to_publish(publication, on_disk)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -5,6 +5,7 @@ Only definitions, no behaviour beyond arithmetic on themselves. Everything here 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -103,6 +104,21 @@ class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning: Decimal | None = None
     output_audio: Decimal | None = None
     request: Decimal | None = None  # USD per request, not per million
+
+
+class PriceCard(msgspec.Struct, frozen=True):
+    """Prices for comparing endpoints before a call, in floats: what is written down is reckoned with `Rates`.
+
+    USD per million tokens, `request` in USD. They hold where there are more than `above` input tokens, and at most
+    `up_to`.
+    """
+
+    input: float
+    output: float
+    cache_read: float
+    request: float = 0.0
+    above: int = -1
+    up_to: float = math.inf
 
 
 class UsageEvent(msgspec.Struct, kw_only=True):

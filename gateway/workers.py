@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlencode
 
 import msgspec
 from msgspec.structs import replace
@@ -53,11 +52,6 @@ class Workers:
         """What each worker that answers has learned itself, by the worker's index."""
         answers = await asyncio.gather(*(self._call(o, b"GET", b"/internal/learned") for o in self._origins))
         return {str(index): answer for index, answer in enumerate(answers) if answer is not None}
-
-    async def forget(self, names: Sequence[str]) -> None:
-        """Has all workers forget what they learned of these endpoints and routes; none named: of all."""
-        target = b"/internal/forget?" + urlencode([("name", name) for name in names]).encode()
-        await asyncio.gather(*(self._call(origin, b"POST", target) for origin in self._origins))
 
     async def _call(self, origin: Origin, method: bytes, target: bytes) -> bytes | None:
         total_at = asyncio.get_running_loop().time() + CALL_SECONDS

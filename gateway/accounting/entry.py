@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from time import time_ns
@@ -41,7 +42,7 @@ UNKNOWN = Charge(None, is_reported=False)
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What is the same for all attempts of a request."""
+    """What is the same for all attempts of a request. `tags`: go on each of their rows."""
 
     request_id: str
     inbound: Inbound
@@ -51,6 +52,7 @@ class Context(msgspec.Struct, frozen=True):
     policy: str
     policy_version: str
     domain: str | None
+    tags: Mapping[str, str] = {}
 
 
 class Books:
@@ -60,8 +62,21 @@ class Books:
         self.spool = spool
         self.metrics = metrics
 
-    def open(self, context: Context, attempt: int, endpoint: Endpoint, prices: PriceBook) -> Entry:
-        """Writes the entry's first record. Raises SpoolError: then nothing may be sent, it could not be accounted."""
+    def open(
+        self,
+        context: Context,
+        attempt: int,
+        endpoint: Endpoint,
+        prices: PriceBook,
+        *,
+        decision: bytes | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Entry:
+        """Writes the entry's first record. Raises SpoolError: then nothing may be sent, it could not be accounted.
+
+        `decision`: that of the request (`routing.explanation`), with its first attempt. `tags`: of this attempt alone.
+        """
+        all_tags = {**context.tags, **tags} if tags else dict(context.tags)
         now = datetime.now(UTC)
         event = UsageEvent(
             event_id=new_event_id(),
@@ -93,9 +108,18 @@ class Books:
             cost_usd=None,
             prices=None,
             catalog_version=None,
+            tags=all_tags or None,
         )
-        self.spool.begin(event)
+        self.spool.begin(event, decision)
         return Entry(self, event, context.inbound, endpoint, prices)
+
+    def decide(self, decision: bytes) -> None:
+        """Keeps the decision of a request that no attempt follows. A disk that refuses it is counted, no more."""
+        try:
+            self.spool.decide(decision)
+        except SpoolError as error:
+            self.metrics.spool_error()
+            _log.error("a decision is not recorded: %s", error)
 
 
 class Entry:
@@ -110,6 +134,11 @@ class Entry:
         self._endpoint = endpoint
         self._prices = prices
         self.is_settled = False
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Adds tags to a row that is not settled yet."""
+        if tags:
+            self._event.tags = {**(self._event.tags or {}), **tags}
 
     def estimate(self, text: str, raw_usage: msgspec.Raw | None = None) -> Charge:
         """What the upstream must have used to write `text`, counted here because it did not say."""

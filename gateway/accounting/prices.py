@@ -6,6 +6,7 @@ under MIT). A price that nobody states is `None`: the row is `unpriced`, which i
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ import msgspec
 from msgspec.structs import astuple
 
 from gateway.config.model import Endpoint
-from gateway.types import Rates, Usage
+from gateway.types import PriceCard, Rates, Usage
 
 if TYPE_CHECKING:
     from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, Provider
@@ -96,6 +97,21 @@ class PriceBook:
         price_list = self._price_list(provider.base_url, provider.id, provider.adapter, upstream_model)
         return None if price_list is None else price_list.at(at, input_tokens)
 
+    def quote(self, endpoint: Endpoint, upstream_model: str, at: float, input_tokens: int) -> PriceCard | None:
+        """As `rates_for`, for decisions: what is worked out once holds for many requests. `at`: seconds since the
+        epoch."""
+        if endpoint.rates is not None:
+            return _card(endpoint.rates)
+        provider = endpoint.provider
+        if provider.adapter == LOCAL or len(upstream_model) > _MAX_MODEL_NAME:
+            return None
+        price_list = self._price_list(provider.base_url, provider.id, provider.adapter, upstream_model)
+        if price_list is None:
+            return None
+        tiers = price_list.tiers_at(datetime.fromtimestamp(at, UTC))
+        priced = tiers.at(input_tokens)
+        return None if priced is None else _card(priced.rates, *tiers.bounds(input_tokens))
+
     def _stated(self, rates: Rates) -> PricedRates:
         priced = self._from_yaml.get(id(rates))
         if priced is None:
@@ -130,6 +146,17 @@ def cost(usage: Usage, rates: Rates) -> Decimal:
     No multiplier is invented.
     """
     return _BucketRates.of(rates).cost(usage)
+
+
+def _card(rates: Rates, above: int = -1, up_to: float = math.inf) -> PriceCard:
+    return PriceCard(
+        input=float(rates.input),
+        output=float(rates.output),
+        cache_read=float(rates.input if rates.cache_read is None else rates.cache_read),
+        request=float(rates.request or 0),
+        above=above,
+        up_to=up_to,
+    )
 
 
 class _BucketRates(NamedTuple):
@@ -181,12 +208,13 @@ class _PriceList:
         )
 
     def at(self, at: datetime, input_tokens: int) -> PricedRates | None:
-        if at.tzinfo is None:
-            at = at.replace(tzinfo=UTC)
+        return self.tiers_at(at if at.tzinfo is not None else at.replace(tzinfo=UTC)).at(input_tokens)
+
+    def tiers_at(self, at: datetime) -> _Tiers:
         for constraint, tiers in reversed(self._windows):
             if constraint is None or constraint.active(at):
-                return tiers.at(input_tokens)
-        return self._windows[0][1].at(input_tokens)  # before the first known date: the oldest price, as the data says
+                return tiers
+        return self._windows[0][1]  # before the first known date: the oldest price, as the data says
 
 
 class _Tiers(NamedTuple):
@@ -195,6 +223,11 @@ class _Tiers(NamedTuple):
 
     def at(self, input_tokens: int) -> PricedRates | None:
         return self.rates[bisect_left(self.starts, input_tokens)]
+
+    def bounds(self, input_tokens: int) -> tuple[int, float]:
+        """Of the tier: more input tokens than the first, at most the second."""
+        tier = bisect_left(self.starts, input_tokens)
+        return self.starts[tier - 1] if tier else -1, self.starts[tier] if tier < len(self.starts) else math.inf
 
 
 class _Catalogue:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import quote
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.adapters.base import Call, Signer
 from gateway.adapters.counting import LocalCount
@@ -26,6 +27,8 @@ from gateway.upstream.request import Origin, UpstreamRequest, header_block
 UNSUPPORTED = "unsupported_by_endpoint"
 """The code of an InvalidRequest that another endpoint may well serve."""
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+WISHES = "provider"
+"""The field of a request that is for routing."""
 _COUNT = "/count_tokens"
 _MAX_TEMPLATES = 256
 """Kept requests without bodies; an endpoint of any model has one for each model that clients name."""
@@ -35,7 +38,8 @@ class EndpointAdapter:
     """See `adapters.base.Adapter`. `upstream_model`: what to ask for; None: as the client asked.
 
     `speaks`: in the order of preference. `paths`: where a wire's path is not the usual one; `{model}` is replaced.
-    `counts_tokens`: as in its row.
+    `counts_tokens`: as in its row. `takes_wishes`: the client's routing wishes go to this upstream, too: the field
+    `provider` and the suffix of the model. No other upstream sees them.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class EndpointAdapter:
         dialect: Dialect,
         paths: Mapping[WireName, str] | None = None,
         counts_tokens: bool = False,
+        takes_wishes: bool = False,
         signer: Signer | None = None,
     ) -> None:
         self.capabilities = capabilities
@@ -60,7 +65,9 @@ class EndpointAdapter:
         self._paths = paths or {}
         self._counts_tokens = counts_tokens
         self._model = upstream_model
+        self._takes_wishes = takes_wishes
         self._dialect = dialect
+        self._without_wishes = replace(dialect, unsupported=(*dialect.unsupported, WISHES))
         self._conversations = [WIRES[name] for name in speaks if name in CONVERSATION_WIRES]
         self._embedding = next((EMBEDDINGS[name] for name in speaks if name in EMBEDDINGS), None)
         common = [("content-type", "application/json"), ("accept-encoding", "identity"), *headers]
@@ -71,9 +78,11 @@ class EndpointAdapter:
 
     def open(self, inbound: Inbound) -> Call:
         protocol, surface = inbound.protocol, inbound.protocol.surface
-        model = self._model or inbound.model
+        model = self._model or (inbound.view.model if self._takes_wishes else inbound.model)
         if protocol.wire in self.speaks and not self._must_translate(inbound):
-            body = protocol.rewrite(inbound.view, inbound.body, self._model, self._dialect)
+            hides = not self._takes_wishes and inbound.view.routing_wishes() is not None
+            dialect = self._without_wishes if hides else self._dialect
+            body = protocol.rewrite(inbound.view, inbound.body, model, dialect)
             target = self._target(protocol.wire, model, inbound) + (_COUNT if surface == "count_tokens" else "")
             dropped = self._removed(inbound.body, body)
             return Passage(inbound, self._request(target, body, inbound), self._dialect, dropped)

@@ -36,6 +36,7 @@ def build_adapter(endpoint: Endpoint, run_dir: Path, user_agent: str) -> Adapter
         dialect=provider.dialect,
         paths=provider.row.paths,
         counts_tokens=provider.row.counts_tokens,
+        takes_wishes=endpoint.takes_wishes,
         signer=_signer(provider),
     )
 

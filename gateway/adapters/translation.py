@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from gateway.adapters.base import Call
+from gateway.adapters.cutting import Cutter
 from gateway.adapters.emulation import Emulation, ToolAsText, restore_answer
 from gateway.canonical import (
     Answer,
@@ -27,6 +28,7 @@ from gateway.canonical import (
     UsageReported,
 )
 from gateway.config.rows import Dialect
+from gateway.errors import UpstreamError
 from gateway.protocols.base import ConversationProtocol, StreamDecoder, StreamReader, StreamWriter, Summary, Wire
 from gateway.protocols.framing import as_utf8
 from gateway.types import Usage
@@ -34,7 +36,7 @@ from gateway.upstream.request import UpstreamRequest
 
 _MAX_TEXT = 4 * 1024 * 1024
 """Characters of an answer that are kept for counting its tokens."""
-_WHOLE_CONTENT = (ToolCallStarted, PartAdded, Finished)
+_PLAIN_FINISHES = ("stop", "unknown")
 
 
 class Translation(Call):
@@ -68,7 +70,7 @@ class Translation(Call):
             answer = restore_answer(answer)
         finish = answer.choices[0].raw_finish if answer.choices else None
         text = "" if answer.usage is not None else _written(answer)
-        summary = Summary(answer.usage, answer.raw_usage, finish, text)
+        summary = Summary(answer.usage, answer.raw_usage, finish, text, is_empty=not _says_anything(answer))
         return self._protocol.write_answer(answer, self._asked), summary
 
     def open_stream(self) -> StreamReader:
@@ -77,6 +79,7 @@ class Translation(Call):
             self._protocol.open_writer(self._asked),
             self._model,
             ToolAsText() if self._emulation.uses_tool else None,
+            Cutter(self._wire.name),
         )
 
 
@@ -84,10 +87,16 @@ class TranslatingReader:
     """See `protocols.base.StreamReader`."""
 
     def __init__(
-        self, decoder: StreamDecoder, writer: StreamWriter, model: str, tool_as_text: ToolAsText | None
+        self,
+        decoder: StreamDecoder,
+        writer: StreamWriter,
+        model: str,
+        tool_as_text: ToolAsText | None,
+        cutter: Cutter,
     ) -> None:
         self.has_content = False
         self.is_finished = False
+        self.is_empty = True
         self.usage: Usage | None = None
         self.raw_usage: msgspec.Raw | None = None
         self.finish_reason: str | None = None
@@ -95,12 +104,19 @@ class TranslatingReader:
         self._writer = writer
         self._model = model
         self._tool_as_text = tool_as_text
+        self._cutter = cutter
         self._has_started = False
         self._text: list[str] = []
         self._text_length = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        shown = self._show(self._decoder.feed(chunk))
+        shown = b""
+        try:
+            for piece in self._cutter.cut(chunk):
+                shown += self._show(self._decoder.feed(piece))
+        except UpstreamError as error:
+            error.before = shown
+            raise
         if self._decoder.is_finished and not self.is_finished:
             shown += self._end()
         return shown
@@ -143,8 +159,8 @@ class TranslatingReader:
         elif isinstance(event, Finished):
             self.finish_reason = event.raw
         text = _text_of(event)
-        if text or isinstance(event, _WHOLE_CONTENT):
-            self.has_content = True
+        if text or isinstance(event, (ToolCallStarted, PartAdded)) or _is_cut_short(event):
+            self.has_content, self.is_empty = True, False
         if text and self._text_length < _MAX_TEXT:
             self._text.append(text)
             self._text_length += len(text)
@@ -156,6 +172,19 @@ def _text_of(event: Event) -> str:
     if isinstance(event, ToolCallStarted):
         return event.name
     return event.arguments if isinstance(event, ToolCallDelta) else ""
+
+
+def _is_cut_short(event: Event) -> bool:
+    """Whether an answer that ends so means something also without content: it was filtered, refused or too long."""
+    return isinstance(event, Finished) and event.finish not in _PLAIN_FINISHES
+
+
+def _says_anything(answer: Answer) -> bool:
+    return any(
+        choice.finish not in _PLAIN_FINISHES
+        or any(not isinstance(part, (Text, Reasoning, Refusal)) or part.text for part in choice.parts)
+        for choice in answer.choices
+    )
 
 
 def _written(answer: Answer) -> str:

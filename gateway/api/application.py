@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from time import time
 
 import msgspec
 
@@ -144,8 +145,10 @@ class Application:
         if path == "/internal/metrics":
             await respond(send, 200, self._metrics.exposition(), EXPOSITION)
         elif path == "/internal/health":
-            body = msgspec.json.encode(self._pipeline.health.snapshot(asyncio.get_running_loop().time()))
-            await respond(send, 200, body, JSON)
+            outlook = self._pipeline.health.outlook(asyncio.get_running_loop().time(), time())
+            await respond(send, 200, msgspec.json.encode(outlook.endpoints), JSON)
+        elif path == "/internal/learned":
+            await respond(send, 200, self._pipeline.health.export(time()), JSON)
         elif path == "/internal/reload":
             self._reload()
             await respond(send, 200, self._status(), JSON)

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any
 
-from gateway.attempt import Headers
 from gateway.errors import BodyTooLarge, GatewayError
 from gateway.protocols.base import ClientProtocol
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
+from gateway.reply import Headers
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -57,10 +57,11 @@ def _too_large(max_bytes: int) -> BodyTooLarge:
 
 
 class AsgiReply:
-    """The client's side of one request (`attempt.Reply`)."""
+    """See `gateway.reply.Reply`."""
 
     def __init__(self, send: Send) -> None:
         self.has_started = False
+        self.has_content = False
         self.has_finished = False
         self.due = math.inf  # loop time by which the client must have taken everything
         self._send = send
@@ -70,8 +71,11 @@ class AsgiReply:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send(self, body: bytes, *, is_last: bool) -> None:
-        self.has_finished = is_last
+        self.has_content, self.has_finished = True, is_last
         await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
+
+    async def comment(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def respond(send: Send, status: int, body: bytes, content_type: bytes, headers: Headers | None = None) -> None:

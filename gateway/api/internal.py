@@ -15,6 +15,9 @@ import msgspec
 from fastapi import APIRouter, Response
 from sqlalchemy import Engine
 
+from gateway.api.admin_escape import EscapeServices, add_internal_escapes
+from gateway.api.admin_learned import LearnedServices, add_internal_learned
+from gateway.api.admin_versions import VersionServices, add_internal_versions
 from gateway.errors import StoreError
 from gateway.ledger.shipper import Shipped
 from gateway.store.keys import find_active
@@ -30,11 +33,17 @@ class InternalServices:
     engine: Engine
     flush: Callable[[], Awaitable[Shipped]]
     health: Callable[[], Awaitable[Mapping[str, EndpointHealth]]]
+    versions: VersionServices
+    escapes: EscapeServices
+    learned: LearnedServices
 
 
 def create_internal_router(services: InternalServices) -> APIRouter:
     router = APIRouter(prefix="/internal", include_in_schema=False)
     add_processes(router, services)
+    add_internal_versions(router, services.versions)
+    add_internal_escapes(router, services.escapes)
+    add_internal_learned(router, services.learned)
     return router
 
 

@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from random import Random
-from time import monotonic
+from time import monotonic, time
 from typing import Annotated, Any
 
 import msgspec
 import typer
+from msgspec.structs import replace
 from rich.table import Table
 
 from gateway.accounting.prices import PriceBook
-from gateway.cli.console import ask_gateway, fail, show, stderr, stdout
+from gateway.cli.console import ask_gateway, fail, show, stderr, stdout, warn
+from gateway.cli.ledger import opened_ledger
 from gateway.config.check import check_report
 from gateway.config.compiler import compile_configuration
 from gateway.config.document import read_document
+from gateway.config.model import Configuration
 from gateway.config.settings import Settings, environment_variables, load_settings
 from gateway.errors import GatewayError
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
 from gateway.protocols.inbound import Inbound
 from gateway.publication import Publication
 from gateway.routing.explanation import describe_plan
+from gateway.routing.facts import DATA_CLASS_HEADER, SESSION_HEADER, TAGS_HEADER
+from gateway.routing.health import HealthBook
 from gateway.snapshot import Snapshot
-from gateway.types import Caller, EndpointHealth
+from gateway.types import Caller, EndpointHealth, Outlook
 
 _OPERATOR = Caller(key_id="operator", team="operator", is_admin=True)
 
@@ -41,27 +46,58 @@ def check(
 
 
 def explain(
-    model: Annotated[str, typer.Option(help="The model a client asks for.")],
-    prompt: Annotated[str, typer.Option(help="The user's message.")],
+    model: Annotated[str | None, typer.Option(help="The model a client asks for.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The user's message.")] = None,
+    request: Annotated[str | None, typer.Option(help="Id of a recorded request: what was decided for it.")] = None,
     key: Annotated[str | None, typer.Option(help="A virtual key or its id: explain for its team.")] = None,
+    project: Annotated[str | None, typer.Option(help="Explain for this project.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Explain a streamed request.")] = False,
+    data_class: Annotated[str | None, typer.Option(help="The class of the request's data.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag, as in `env=prod`. May be given again.")] = None,
+    session: Annotated[str | None, typer.Option(help="The session that the request belongs to.")] = None,
+    header: Annotated[list[str] | None, typer.Option(help="A header, as in `x-app=shop`. May be given again.")] = None,
+    input_tokens: Annotated[int | None, typer.Option(min=0, help="As if the input had so many tokens.")] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration file or folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Show where a request would go and why, without sending it. Runs the code that routes real requests."""
+    """Show where a request would go and why, without sending it, or why a recorded one (--request) went where it went.
+
+    Runs the code that routes real requests.
+    """
+    if request is not None:
+        _explain_recorded(request, as_json)
+        return
+    if model is None or prompt is None:
+        fail("`--model` and `--prompt` are missing\nhint: give both, or `--request ID`", status=2)
     settings = load_settings(config=config)
     configuration = compile_configuration(read_document(settings.config_path), environment_variables())
     snapshot = Snapshot.build(configuration, PriceBook(), settings.run_dir, "hatchway")
     caller = _OPERATOR if key is None else _find_caller(settings, key)
+    if project is not None:
+        caller = replace(caller, project=project)
+    publication = Publication(settings.home)
     body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": prompt}], "stream": stream})
     try:
-        facts = snapshot.facts(Inbound(CHAT_PROTOCOL, CHAT_PROTOCOL.parse(body), body), caller, {})
-    except GatewayError as error:
-        fail(error.message)
-    health = _read_health(settings)
-    try:
-        # The loop's clock counts from the start of the machine on Linux: `now` fits what the workers recorded.
-        plan = snapshot.plan(facts, caller, health=health, now=monotonic(), rng=Random(0), with_costs=True)
+        inbound = Inbound(CHAT_PROTOCOL, CHAT_PROTOCOL.parse(body), body)
+        facts = snapshot.facts(
+            inbound,
+            caller,
+            _headers(header or [], tag or [], session, data_class),
+            budget_left=publication.read_budgets().get(caller.team),
+        )
+        if input_tokens is not None:
+            facts = replace(facts, input_tokens=input_tokens, counted_tokens=input_tokens)
+        now = monotonic()  # the loop's clock on Linux, from the start of the machine: fits what the workers recorded
+        plan = snapshot.plan(
+            facts,
+            caller,
+            outlook=_read_outlook(settings, publication, configuration, now),
+            now=now,
+            rng=Random(0),
+            shifts=publication.read_shifts(),
+            inbound=inbound,
+            with_costs=True,
+        )
     except GatewayError as error:
         fail(error.message)
     described = describe_plan(plan, facts, configuration.endpoints)
@@ -69,6 +105,43 @@ def explain(
         show(json.dumps(described))
     else:
         _print_plan(described)
+
+
+def _explain_recorded(request_id: str, as_json: bool) -> None:
+    from gateway.hindsight import look_up
+
+    with opened_ledger() as database:
+        found = look_up(database.engine, request_id)
+    if found is None:
+        fail(
+            f"nothing is recorded of the request `{request_id[:80]}`\n"
+            "hint: its id is in the response header `x-hatchway-request-id`"
+        )
+    if as_json:
+        show(json.dumps(found))
+        return
+    if found["decision"] is None:
+        _say("no decision was kept of this request")
+    else:
+        _print_plan(found["decision"])
+    _print_attempts(found["attempts"])
+
+
+def _headers(headers: list[str], tags: list[str], session: str | None, data_class: str | None) -> dict[bytes, bytes]:
+    """What the request's own options would be as headers, names in lower case."""
+    given: dict[str, str] = {}
+    for pair in headers:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            fail(f"`--header {pair[:80]}` is no header\nhint: write `--header NAME=VALUE`", status=2)
+        given[name.strip().lower()] = value
+    if tags:
+        given[TAGS_HEADER] = ",".join(tags)
+    if session is not None:
+        given[SESSION_HEADER] = session
+    if data_class is not None:
+        given[DATA_CLASS_HEADER] = data_class
+    return {name.encode("latin-1", "replace"): value.encode("latin-1", "replace") for name, value in given.items()}
 
 
 def _find_caller(settings: Settings, key: str) -> Caller:
@@ -86,29 +159,81 @@ def _find_caller(settings: Settings, key: str) -> Caller:
     fail("the key is unknown or revoked\nhint: `hatchway keys list` shows the ids")
 
 
-def _read_health(settings: Settings) -> dict[str, EndpointHealth]:
+def _read_outlook(settings: Settings, publication: Publication, configuration: Configuration, now: float) -> Outlook:
+    """What was learned, as it was published last, and how endpoints are, as the running workers say."""
+    book = HealthBook(configuration.learning, process="explain")
+    learned = publication.read_learned()
+    if learned is not None:
+        try:
+            book.absorb(learned)
+        except ValueError as error:
+            warn(f"what was learned cannot be read: {error}")
+    outlook = book.outlook(now, time())
     answer = ask_gateway(settings, "GET", "/internal/health")
-    return {} if answer is None else msgspec.convert(answer, dict[str, EndpointHealth])
+    if answer is None:
+        return outlook
+    return replace(outlook, endpoints={**outlook.endpoints, **msgspec.convert(answer, dict[str, EndpointHealth])})
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    domain = plan["domain"] or "none"
-    stdout.print(
-        f"model {plan['model']}, domain {domain}: route {plan['route']}, policy {plan['policy']}", markup=False
+    sure = plan.get("domain_confidence")
+    domain = (plan.get("domain") or "none") + ("" if sure is None else f" ({sure:.0%} sure)")
+    _say(f"model {plan.get('model')}, domain {domain}, complexity {plan.get('complexity')}")
+    for name in ("data_class", "session", "tags", "escape", "refusal"):
+        if plan.get(name):
+            value = plan[name]
+            _say(f"{name.replace('_', ' ')} {_pairs(value) if isinstance(value, dict) else value}")
+    _say(f"route {plan.get('route')}, policy {plan.get('policy')}, select {plan.get('select')}")
+    learned = f", learned numbers {plan['outlook_version']}" if plan.get("outlook_version") else ""
+    _say(f"policy version {plan.get('policy_version')}{learned}")
+    _say(f"expected: {plan.get('input_tokens')} input tokens, {plan.get('output_tokens')} output tokens")
+    table = Table(
+        "order", "endpoint", "provider", "upstream model", "region", "expected cost USD", "expected TTFT s", "by"
     )
-    stdout.print(f"select {plan['select']}, policy version {plan['policy_version']}", markup=False)
-    table = Table("order", "endpoint", "provider", "upstream model", "region", "expected cost USD", "expected TTFT s")
-    for position, candidate in enumerate(plan["candidates"], 1):
+    for position, candidate in enumerate(plan.get("candidates", []), 1):
         ttft = candidate["expected_ttft_s"]
         table.add_row(
             f"{position}{' (ejected)' if candidate['ejected'] else ''}",
             candidate["endpoint"],
-            candidate["provider"],
-            candidate["upstream_model"],
-            candidate["region"] or "-",
+            candidate.get("provider") or "-",
+            candidate.get("upstream_model") or "-",
+            candidate.get("region") or "-",
             candidate["expected_cost_usd"] or "unknown",
             "unknown" if ttft is None else f"{ttft:.3f}",
+            candidate["placed_by"] or "selection",
         )
     stdout.print(table)
-    for dropped in plan["dropped"]:
-        stdout.print(f"dropped {dropped['endpoint']}: {dropped['detail']} ({dropped['reason']})", markup=False)
+    for dropped in plan.get("dropped", []):
+        _say(f"dropped {dropped['endpoint']}: {dropped['detail']} ({dropped['reason']})")
+    if plan.get("shadows"):
+        _say(f"copies to {', '.join(plan['shadows'])}")
+
+
+def _print_attempts(attempts: list[dict[str, Any]]) -> None:
+    if not attempts:
+        _say("nothing was sent")
+        return
+    table = Table(
+        "attempt", "endpoint", "upstream model", "status", "TTFT ms", "duration ms", "tokens", "cost USD", "tags"
+    )
+    for one in attempts:
+        table.add_row(
+            str(one["attempt"]),
+            one["endpoint"],
+            one["upstream_model"],
+            one["status"] + (f" ({one['error_type']})" if one["error_type"] else ""),
+            "-" if one["ttft_ms"] is None else f"{one['ttft_ms']:.0f}",
+            f"{one['duration_ms']:.0f}",
+            _pairs(one["tokens"]) or "-",
+            one["cost_usd"] or "unknown",
+            _pairs(one["tags"]) or "-",
+        )
+    stdout.print(table)
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _say(text: str) -> None:
+    stdout.print(text, markup=False, highlight=False, soft_wrap=True)

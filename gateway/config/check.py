@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from msgspec.structs import replace
 
 from gateway.config.compiler import compile_configuration
+from gateway.config.constraints import accepts, fallbacks_of, pool_of
 from gateway.config.document import Document, KeyPath, quoted, read_document
-from gateway.config.model import Configuration, Match
+from gateway.config.model import Configuration, Match, Policy
 from gateway.config.providers import LOCAL, LOCAL_IGNORES, variables_in
 from gateway.errors import ConfigError, Mistake
 
 _SECRET_HEADERS = ("auth", "key", "secret", "token", "cookie")
 
 
-def check_report(path: Path, environ: Mapping[str, str]) -> tuple[int, list[str]]:
+def check_report(path: Path, environ: Mapping[str, str], now: datetime | None = None) -> tuple[int, list[str]]:
     """Exit code and lines: 0 with a summary and the warnings, 2 with every mistake as `file:line: what` and a hint."""
     try:
         document = read_document(path)
         configuration = compile_configuration(document, environ)
     except ConfigError as error:
         return 2, [line for mistake in error.mistakes for line in _lines(mistake, "")]
-    found = warnings(document, configuration)
+    found = warnings(document, configuration, now or datetime.now(UTC))
     return 0, [_summary(path, configuration), *(line for note in found for line in _lines(note, "warning: "))]
 
 
-def warnings(document: Document, configuration: Configuration) -> list[Mistake]:
-    """Notes on a valid configuration, in the order of files and lines."""
-    notes = (_providers, _policies, _routes, _teams)
-    found = [
-        Mistake(*document.where(path), message, hint)
-        for note in notes
-        for path, message, hint in note(document, configuration)
-    ]
+def warnings(document: Document, configuration: Configuration, now: datetime) -> list[Mistake]:
+    """Notes on a valid configuration, in the order of files and lines. `now` (aware): for windows that are over."""
+    notes = (
+        _providers(document, configuration),
+        _policies(configuration),
+        _settings(document, configuration),
+        _routes(configuration),
+        _windows(configuration, now),
+        _teams(configuration),
+    )
+    found = [Mistake(*document.where(path), message, hint) for note in notes for path, message, hint in note]
     return sorted(found, key=lambda mistake: (mistake.file, mistake.line))
 
 
@@ -65,18 +74,69 @@ def _providers(document: Document, configuration: Configuration) -> _Notes:
                 yield (*path, "headers", name), message, "if it is a secret, put it in the environment as `${NAME}`"
 
 
-def _policies(document: Document, configuration: Configuration) -> _Notes:
-    used = {route.policy for route in configuration.routes}
+def _policies(configuration: Configuration) -> _Notes:
+    used: set[str] = set()
+    for route in configuration.routes:
+        chain = fallbacks_of(configuration.policies[route.policy], configuration.policies) or []
+        used |= {policy.id for policy in chain}
     for policy in configuration.policies.values():
+        path: KeyPath = ("policies", policy.id)
         if policy.id not in used:
-            path: KeyPath = ("policies", policy.id)
             yield path, f"policy {quoted(policy.id)} is used by no route", "add a route to it, or remove it"
+        pool = pool_of(policy, configuration) or {}
+        if policy.fallback is not None and pool.keys() <= set(policy.endpoints):
+            message = f"policy {quoted(policy.fallback)} has no other endpoint that policy {quoted(policy.id)} may use"
+            yield (*path, "fallback"), message, "add an endpoint to it, or remove `fallback`"
+        if len(pool.keys() | {canary.endpoint for canary in policy.canaries}) > 1:
+            continue
+        if policy.hedge is not None:
+            message = f"there is no second endpoint to hedge with in policy {quoted(policy.id)}"
+            yield (*path, "hedge"), message, "add an endpoint, or remove `hedge`"
+        if policy.streaming.on_failure != "error":
+            message = f"there is no second endpoint to {policy.streaming.on_failure} at in policy {quoted(policy.id)}"
+            yield (*path, "streaming", "on_failure"), message, "add an endpoint, or write `on_failure: error`"
+
+
+def _settings(document: Document, configuration: Configuration) -> _Notes:
+    """What is written in policies and has no effect beside what else is written there, or does not fit it."""
+    for policy in configuration.policies.values():
+        path: KeyPath = ("policies", policy.id)
+        written = document.data["policies"][policy.id]
         if policy.weights and policy.select != "weighted":
-            path = ("policies", policy.id, "weights")
-            yield path, f"weights have no effect with `select: {policy.select}`", "write `select: weighted`"
+            message = f"weights have no effect with `select: {policy.select}`"
+            yield (*path, "weights"), message, "write `select: weighted`"
+        if written.get("balance") and policy.select != "balanced":
+            message = f"`balance` has no effect with `select: {policy.select}`"
+            yield (*path, "balance"), message, "write `select: balanced`"
+        streaming = written.get("streaming", {})
+        if "hold_tokens" in streaming and policy.streaming.on_failure != "restart":
+            message = f"`hold_tokens` has no effect with `on_failure: {policy.streaming.on_failure}`"
+            yield (*path, "streaming", "hold_tokens"), message, "write `on_failure: restart`"
+        if "slow_after" in streaming and policy.streaming.min_tokens_per_second is None:
+            message = "`slow_after` has no effect without `min_tokens_per_second`"
+            yield (*path, "streaming", "slow_after"), message, "add `min_tokens_per_second`, or remove it"
+        yield from _times(policy, path, written.get("timeouts", {}))
 
 
-def _routes(document: Document, configuration: Configuration) -> _Notes:
+def _times(policy: Policy, path: KeyPath, written: Mapping[str, Any]) -> _Notes:
+    timeouts, longest, hedge = policy.timeouts, policy.limits.max_ttft, policy.hedge
+    for key in ("ttft", "idle"):
+        seconds = getattr(timeouts, key)
+        if key in written and seconds > timeouts.total:
+            message = (
+                f"`{key}` ({seconds:g}s) is longer than `total` ({timeouts.total:g}s), which ends the request first"
+            )
+            yield (*path, "timeouts", key), message, "make it shorter, or raise `total`"
+    first = min(timeouts.ttft, timeouts.total)
+    if longest is not None and longest > first:
+        message = f"`max_ttft` ({longest:g}s) is longer than the {first:g}s after which a stream is given up"
+        yield (*path, "limits", "max_ttft"), message, "lower it, or raise `timeouts.ttft` and `timeouts.total`"
+    if hedge is not None and hedge.after is not None and hedge.after >= first:
+        message = f"`after` ({hedge.after:g}s) is not shorter than the {first:g}s after which a stream is given up"
+        yield (*path, "hedge", "after"), message, "lower it, or write `p95`"
+
+
+def _routes(configuration: Configuration) -> _Notes:
     if not configuration.routes:
         yield ("routes",), "there are no routes: every request is refused", "add one under `routes`"
     everything: str | None = None
@@ -86,20 +146,40 @@ def _routes(document: Document, configuration: Configuration) -> _Notes:
             yield ("routes", index), message, f"move it above route {quoted(everything)}"
         elif _takes_everything(route.match):
             everything = route.name
+        pool = pool_of(configuration.policies[route.policy], configuration) or {}
+        if route.match.data_class and not accepts(pool.values(), route.match.data_class):
+            message = f"no endpoint of policy {quoted(route.policy)} accepts what route {quoted(route.name)} takes"
+            hint = "name the class in the `data_classes` of one: as it stands, the route refuses every request"
+            yield ("routes", index, "match", "data_class"), message, hint
 
 
 def _takes_everything(match: Match) -> bool:
     anything = (match.model, match.team)  # every request has a model and a team
-    others = (match.domain, match.key, match.header, match.stream is not None, match.max_input_tokens)
-    return all(not globs or "*" in globs for globs in anything) and not any(others)
+    others = replace(match, model=(), team=())
+    return all(not globs or "*" in globs for globs in anything) and others == Match()
 
 
-def _teams(document: Document, configuration: Configuration) -> _Notes:
+def _windows(configuration: Configuration, now: datetime) -> _Notes:
+    for index, route in enumerate(configuration.routes):
+        window = route.match.window
+        if window is not None and window.until is not None:
+            if window.until < now.astimezone(ZoneInfo(window.zone)).date():
+                message = f"route {quoted(route.name)} never matches again: its window ended on {window.until}"
+                yield ("routes", index, "match", "window", "until"), message, "remove the route, or move `until`"
+
+
+def _teams(configuration: Configuration) -> _Notes:
     for team in configuration.teams.values():
-        if team.budget is not None:
-            path: KeyPath = ("teams", team.id, "budget")
-            message = f"`teams.{team.id}.budget` is recorded but not enforced by this version"
+        if team.budget is None:
+            continue
+        path: KeyPath = ("teams", team.id, "budget")
+        name = f"`teams.{team.id}.budget`"
+        if team.budget.hard:
+            message = f"{name} is enforced within seconds: what is spent in between may exceed it"
             yield path, message, "limit the spending at the provider as well"
+        else:
+            message = f"{name} is soft: once it is spent requests go on"
+            yield path, message, "write `hard: true` to refuse what costs money from then on"
 
 
 def _summary(path: Path, configuration: Configuration) -> str:

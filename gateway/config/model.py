@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -17,6 +17,9 @@ Select = Literal["cost", "latency", "balanced", "weighted", "priority"]
 
 AS_ASKED = "*"
 """An endpoint's `model` that sends on whatever model the client named."""
+
+FRESHNESS: Mapping[str, int] = MappingProxyType({tier: rank for rank, tier in enumerate(get_args(Freshness))})
+"""Each tier's rank; a fresher one has a higher rank."""
 
 
 class Secret:
@@ -80,10 +83,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     region: str | None = None
     rates: Rates | None = None
     context_window: int | None = None
-    license: str | None = None  # of the model, as in `apache-2.0`
+    license: str | None = None  # of the model, in lower case, as in `apache-2.0`
     freshness: Freshness | None = None
     data_classes: frozenset[str] = frozenset()  # classes of data it may be sent; requests without a class may always go
-    quantization: str | None = None  # as OpenRouter names them: `fp8`, `int4`, ...
+    quantization: str | None = None  # in lower case, as OpenRouter names them: `fp8`, `int4`, ...
     zdr: bool = False  # keeps nothing of a request (zero data retention)
     data_collection: bool = True  # may use requests for itself; True where nobody says otherwise
     distillable: bool = False  # its output may be used for training
@@ -93,6 +96,22 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     def upstream_model(self, asked: str) -> str:
         return asked if self.model == AS_ASKED else self.model
+
+    @property
+    def takes_wishes(self) -> bool:
+        """Whether it is OpenRouter with any model: it is sent the client's routing wishes, and upholds them itself."""
+        return self.model == AS_ASKED and self.provider.adapter == "openrouter"
+
+    def meets(self, attribute: str, allowed: tuple[str, ...]) -> bool:
+        """Whether it has what a policy requires: `attribute` is one of `REQUIREMENTS`, `allowed` as in `require`."""
+        match attribute:
+            case "provider":
+                return self.provider.id in allowed
+            case "zdr":
+                return self.zdr
+            case "freshness":
+                return self.freshness is not None and any(FRESHNESS[self.freshness] >= FRESHNESS[t] for t in allowed)
+        return getattr(self, attribute) in allowed
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,7 +253,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 REQUIREMENTS = ("region", "provider", "license", "freshness", "quantization", "zdr")
-"""What a policy may require of an endpoint; `freshness` is met by that tier or a fresher one."""
+"""What a policy may require of an endpoint; `freshness` is met by that tier or a fresher one. `zdr` is `("true",)`
+where it is required. Licences and quantizations are compared in lower case."""
 
 
 class Domain(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,9 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_marks         `cache_control` may stand on parts and tools of chat completions
     reasoning_tokens    `inside` the output count; `outside` it; `total`: in no field, only in the total
     audio_tokens        of the input: `inside` the prompt count, or `outside` it
+    prefill             how a chat completion is told to go on with the assistant's last message: `prefix`, `partial`: a
+                        field of that message; `continue`: `continue_final_message`; `plain`: it does so unasked;
+                        `none`: it cannot be told. Where it is not certain it is `none`: begun anew, text would be doubled
     vectors             what embeddings in base64 are made of: OpenAI's `float32`, or `int8`, which clients misread
     """
 
@@ -49,6 +52,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_marks: bool = False
     reasoning_tokens: Literal["inside", "outside", "total"] = "inside"
     audio_tokens: Literal["inside", "outside"] = "inside"
+    prefill: Literal["none", "prefix", "partial", "continue", "plain"] = "none"
     vectors: Literal["float32", "int8"] = "float32"
 
 

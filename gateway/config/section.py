@@ -10,13 +10,15 @@ from decimal import Decimal
 from typing import Any
 
 from gateway.config.document import Document, KeyPath, quoted
+from gateway.config.keys import DAY
 from gateway.errors import Mistake
 
-MAX_SECONDS = 24 * 3600.0
+MAX_GLOB = 256
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY, None: 1.0}
+_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,20})?) ?%")
 
 
 class Report:
@@ -31,6 +33,10 @@ class Report:
         if path not in self._paths:
             self._paths.add(path)
             self._found.append(Mistake(*self.document.where(path), message, hint))
+
+    def is_sound(self, path: KeyPath) -> bool:
+        """Whether nothing was reported at a path or below it."""
+        return not any(found[: len(path)] == path for found in self._paths)
 
     def mistakes(self) -> list[Mistake]:
         """By file and line."""
@@ -130,6 +136,54 @@ class Section:
             return None
         return value
 
+    def choices(
+        self, key: str, allowed: Collection[str], what: str, *, single: bool = False, empty: bool = False
+    ) -> tuple[str, ...] | None:
+        """As `texts`; only the items that are allowed come out."""
+        names = self.texts(key, single=single, empty=empty)
+        for name in names or ():
+            if name not in allowed:
+                self.report.add(self.place(key, name), f"unknown {what} {quoted(name)}", suggest(name, allowed))
+        return None if names is None else tuple(name for name in names if name in allowed)
+
+    def ids(self, key: str, *, single: bool = False, empty: bool = False) -> tuple[str, ...] | None:
+        """Names that are declared nowhere, in the form of ids."""
+        names = self.texts(key, single=single, empty=empty)
+        for name in names or ():
+            self.check_id(self.place(key, name), name)
+        return names
+
+    def globs(self, key: str) -> tuple[str, ...]:
+        globs = self.texts(key, single=True) or ()
+        for glob in globs:
+            self.check_glob(self.place(key, glob), glob)
+        return globs
+
+    def check_glob(self, path: KeyPath, glob: str) -> None:
+        if len(glob) > MAX_GLOB:
+            self.report.add(path, f"a glob of more than {MAX_GLOB} characters", "shorten it with `*`")
+        elif "[" in re.sub(r"\[!?+\]?+[^\]]*\]", "", glob):
+            message = f"bad glob {quoted(glob)}: `[` is not closed"
+            self.report.add(path, message, "close it with `]`; `[[]` is a `[` itself")
+
+    def refer(self, key: str, ids: Collection[str], kind: str) -> bool:
+        """Report the ids at `key` that are not defined in the top-level mapping `kind`. True: all are.
+
+        Defined is what is written, valid or not: a bad entry is one mistake, not one for each mention.
+        """
+        entries = self.report.document.data.get(kind)
+        defined = entries.keys() if isinstance(entries, dict) else ()
+        noun = {"policies": "policy"}.get(kind, kind[:-1])
+        for id in dict.fromkeys(ids):
+            if id not in defined:
+                self.report.add(self.place(key, id), f"{noun} {quoted(id)} is not defined", suggest(id, defined))
+        return all(id in defined for id in ids)
+
+    def place(self, key: str, item: str) -> KeyPath:
+        """Where an item of `texts` stands: in the list, or alone at the key."""
+        value = self._value.get(key)
+        return (*self.path, key, value.index(item)) if isinstance(value, list) else (*self.path, key)
+
     def flag(self, key: str) -> bool | None:
         value = self._value.get(key)
         if key in self._value and not isinstance(value, bool):
@@ -137,19 +191,35 @@ class Section:
             return None
         return value
 
-    def number(self, key: str, *, most: int = 10**9) -> Decimal | None:
-        """A number from 0 to `most`, exactly as written."""
+    def number(self, key: str, *, least: Decimal | int = 0, most: int = 10**9) -> Decimal | None:
+        """A number from `least` to `most`, exactly as written."""
         if key not in self._value:
             return None
         value, path = self._value[key], (*self.path, key)
-        if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        exact = _exact(value)
+        if exact is None:
             self.wrong(path, "a number", value, "write digits without quotes, as in `0.15`")
             return None
-        exact = value if isinstance(value, Decimal) else Decimal(repr(value))
-        if not exact.is_finite() or not 0 <= exact <= most:
-            self.add(key, f"{shown(path)} must be a number from 0 to {most}", "write a number in that range")
+        if not exact.is_finite() or not least <= exact <= most:
+            self.add(key, f"{shown(path)} must be a number from {least} to {most}", "write a number in that range")
             return None
         return exact
+
+    def share(self, key: str, *, whole: int = 1) -> Decimal | None:
+        """A share from 0 to 1, exactly: a number of which `whole` is all of it, or percent as in `3%`."""
+        if key not in self._value:
+            return None
+        value, path = self._value[key], (*self.path, key)
+        hint = "write `3%` or `0.03`" if whole == 1 else "write `5` or `5%`"
+        percent = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+        exact, all_of_it = (_exact(value), whole) if percent is None else (Decimal(percent[1]), 100)
+        if exact is None:
+            self.wrong(path, "a share", value, hint)
+            return None
+        if not exact.is_finite() or not 0 <= exact <= all_of_it:
+            self.add(key, f"{shown(path)} must be from 0 to {whole}, or from `0%` to `100%`", hint)
+            return None
+        return exact / all_of_it
 
     def integer(self, key: str, *, least: int, most: int) -> int | None:
         if key not in self._value:
@@ -164,12 +234,18 @@ class Section:
             return None
         return value
 
-    def seconds(self, key: str) -> float | None:
-        """A duration, more than nothing and at most a day: `5s`, `300ms`, `2m`, `1h`, or a number of seconds."""
+    def seconds(self, key: str, *, most: float = DAY, word: str | None = None) -> float | None:
+        """A duration, more than nothing: `5s`, `300ms`, `2m`, `1h`, `7d`, or a number of seconds.
+
+        `word`: a text that may stand there too, as in `off`; it gives 0.
+        """
         if key not in self._value:
             return None
         value, path = self._value[key], (*self.path, key)
-        hint = "write `5s`, `300ms`, `2m`, `1h`, or a number of seconds"
+        if word is not None and value == word:
+            return 0.0
+        units = "`5s`, `300ms`, `2m`, `1h`" if most <= DAY else "`7d`, `12h`, `30m`, `5s`"
+        hint = f"write {units}, {f'`{word}`, ' if word else ''}or a number of seconds"
         if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
             self.wrong(path, "a duration", value, hint)
             return None
@@ -180,8 +256,9 @@ class Section:
         if isinstance(value, Decimal) and not value.is_finite():
             value = math.inf  # a signalling NaN has no float
         seconds = float(match[1]) * _SECONDS[match[2]] if match else float(value)
-        if not math.isfinite(seconds) or not 0 < seconds <= MAX_SECONDS:
-            self.add(key, f"{shown(path)} must be more than 0 and at most 24h", hint)
+        if not math.isfinite(seconds) or not 0 < seconds <= most:
+            limit = "24h" if most == DAY else f"{most / DAY:g}d"
+            self.add(key, f"{shown(path)} must be more than 0 and at most {limit}", hint)
             return None
         return seconds
 
@@ -217,6 +294,13 @@ def suggest(word: str, allowed: Collection[str]) -> str:
         return "none is defined yet: define it first"
     more = f" and {len(known) - 12} more" if len(known) > 12 else ""
     return f"one of {', '.join(map(quoted, known[:12]))}{more}"
+
+
+def _exact(value: Any) -> Decimal | None:
+    """A number as written; None: no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return None
+    return value if isinstance(value, Decimal) else Decimal(repr(value))
 
 
 def _kind(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""A batch of usage events on its way into the table `usage_events`: all of it, each row once.
+"""A batch of records on its way into a table: all of it, each row once.
 
 The rows are copied straight into the table: nearly always all of them are new. When PostgreSQL refuses one, because a
 crash has it shipped twice or because of what it holds, the batch goes by way of a temporary table and is inserted from
-there with `ON CONFLICT (event_id) DO NOTHING`. Each way is one transaction: shipping a row twice leaves one.
+there with `ON CONFLICT DO NOTHING`. Each way is one transaction: shipping a row twice leaves one.
 
 COPY speaks text, not binary: PostgreSQL then reads each value with the column's own type, so decimals, timestamps and
 JSON arrive as they were written, and a row cannot be misread when a column's type is widened by a migration. The text
@@ -14,39 +14,20 @@ objects costs more to keep for the length of a batch than to make.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
 
-from gateway.ledger.record import read_event, read_line, shrink
-from gateway.types import BUCKETS, UsageEvent
-
 Connection = psycopg.Connection[tuple[Any, ...]]
-
-_FIELDS = UsageEvent.__struct_fields__
-_USAGE = _FIELDS.index("usage")
-_JSON = ("prices", "tags", "raw_usage")
-_PLAIN_END = _FIELDS.index("prices")
-COLUMNS = (*_FIELDS[:_USAGE], *BUCKETS, *_FIELDS[_USAGE + 1 : _PLAIN_END], "catalog_version", *_JSON)
-assert _FIELDS[_PLAIN_END:] == ("prices", "catalog_version", "tags", "raw_usage")
-_NAMES = ", ".join(COLUMNS)
 
 # Limits, so that a lock on the table makes a round fail and not hang; both apply to this transaction alone.
 _PREPARE = """
     SET LOCAL lock_timeout = '10s';
     SET LOCAL statement_timeout = '60s';
     SET LOCAL TimeZone = 'UTC'
-"""
-_CREATE = "CREATE TEMPORARY TABLE IF NOT EXISTS usage_batch (LIKE usage_events) ON COMMIT DELETE ROWS"
-_FROM_CSV = rf"({_NAMES}) FROM STDIN (FORMAT csv, ESCAPE '\', NULL 'null', ENCODING 'UTF8')"
-_COPY = f"COPY usage_events {_FROM_CSV}"
-_COPY_BATCH = f"COPY pg_temp.usage_batch {_FROM_CSV}"
-_INSERT = f"""
-    INSERT INTO usage_events ({_NAMES}) SELECT {_NAMES} FROM pg_temp.usage_batch
-    ON CONFLICT (event_id) DO NOTHING
 """
 
 _encode = msgspec.json.Encoder().encode
@@ -57,11 +38,9 @@ _ESCAPE = re.compile(rb"\\(?:u00([0-9a-f]{2})|(.))")
 # passes (an index entry that is too long), an error raised by a trigger.
 _ROW_CLASSES = ("22", "23", "44", "54", "P0")
 
-_MAX_TEXT = 600  # characters of up to 4 bytes; an entry of a B-tree index ends at about 2,700 bytes
-
 
 class Row(NamedTuple):
-    csv: bytes  # as `csv_line` writes it
+    csv: bytes  # one line, as PostgreSQL is to read it
     line: bytes  # the record in the spool
     path: Path  # and where it stands
     offset: int
@@ -80,82 +59,93 @@ class Inserted(NamedTuple):
     refused: list[Refused]
 
 
-def csv_line(event: UsageEvent) -> bytes:
-    """The event as PostgreSQL is to read it: the values of COLUMNS, and a line break."""
-    values = msgspec.structs.astuple(event)
-    buckets = msgspec.structs.astuple(event.usage)
-    plain = _encode((*values[:_USAGE], *buckets, *values[_USAGE + 1 : _PLAIN_END], event.catalog_version))[1:-1]
-    if b"\\" in plain:
-        plain = _ESCAPE.sub(_unescape, plain)
-    tags = None if event.tags is None else _encode(event.tags)
-    return b"%b,%b,%b,%b\n" % (plain, _quoted(event.prices), _quoted(tags), _quoted(event.raw_usage))
+class Table:
+    """Where a batch goes. `key`: the column by which a row is known. `mend`: makes another line of a record that was
+    refused, without what may be at fault; None: there is nothing to leave out."""
 
+    def __init__(
+        self, name: str, columns: Sequence[str], key: str, mend: Callable[[bytes], bytes] | None = None
+    ) -> None:
+        names = ", ".join(columns)
+        csv = rf"({names}) FROM STDIN (FORMAT csv, ESCAPE '\', NULL 'null', ENCODING 'UTF8')"
+        batch = f"{name}_batch"
+        self._mend = mend
+        self._copy = f"COPY {name} {csv}".encode()
+        self._copy_batch = f"COPY pg_temp.{batch} {csv}".encode()
+        self._create = f"CREATE TEMPORARY TABLE IF NOT EXISTS {batch} (LIKE {name}) ON COMMIT DELETE ROWS".encode()
+        self._insert = (
+            f"INSERT INTO {name} ({names}) SELECT {names} FROM pg_temp.{batch} ON CONFLICT ({key}) DO NOTHING"
+        ).encode()
 
-def insert(connection: Connection, rows: Sequence[Row]) -> Inserted:
-    """Inserts `rows`, whether or not some are in the table already. A row that PostgreSQL refuses does not keep back
-    the others: the batch is halved until it is alone. It is then tried once more with texts that can be stored and
-    without `raw_usage`, because those come from outside: a NUL in a model's name must not make a request free.
+    def insert(self, connection: Connection, rows: Sequence[Row]) -> Inserted:
+        """Inserts `rows`, whether or not some are in the table already. A row that PostgreSQL refuses does not keep
+        back the others: the batch is halved until it is alone, and it is then tried once more as `mend` makes it.
 
-    Raises: `psycopg.Error` for everything that is not about one row; the transaction is then rolled back, but halves
-    inserted before it stay, and are skipped the next time.
-    """
-    lines = [row.csv for row in rows]
-    try:
-        return Inserted(_append(connection, lines), [])
-    except psycopg.Error as error:
-        if not _is_about_row(error):
-            raise
-    inserted = 0
-    refused: list[Refused] = []
-    halves = [(0, len(rows))]
-    while halves:
-        start, end = halves.pop()
+        Raises: `psycopg.Error` for everything that is not about one row; the transaction is then rolled back, but
+        halves inserted before it stay, and are skipped the next time.
+        """
+        lines = [row.csv for row in rows]
         try:
-            inserted += _merge(connection, lines[start:end])
+            return Inserted(self._append(connection, lines), [])
         except psycopg.Error as error:
             if not _is_about_row(error):
                 raise
-            if end - start > 1:
-                middle = (start + end) // 2
-                halves += [(middle, end), (start, middle)]
-                continue
-            mended = _insert_mended(connection, rows[start])
-            inserted += mended or 0
-            refused.append(Refused(start, _reason(error), mended is not None))
-    return Inserted(inserted, refused)
+        inserted = 0
+        refused: list[Refused] = []
+        halves = [(0, len(rows))]
+        while halves:
+            start, end = halves.pop()
+            try:
+                inserted += self._merge(connection, lines[start:end])
+            except psycopg.Error as error:
+                if not _is_about_row(error):
+                    raise
+                if end - start > 1:
+                    middle = (start + end) // 2
+                    halves += [(middle, end), (start, middle)]
+                    continue
+                mended = self._insert_mended(connection, rows[start])
+                inserted += mended or 0
+                refused.append(Refused(start, _reason(error), mended is not None))
+        return Inserted(inserted, refused)
+
+    def _insert_mended(self, connection: Connection, row: Row) -> int | None:
+        if self._mend is None:
+            return None
+        try:
+            return self._merge(connection, [self._mend(row.line)])
+        except psycopg.Error as error:
+            if not _is_about_row(error):
+                raise
+            return None
+
+    def _append(self, connection: Connection, lines: Sequence[bytes]) -> int:
+        """Raises `psycopg.errors.UniqueViolation` when one is in the table already."""
+        with connection.transaction(), connection.cursor() as cursor:
+            cursor.execute(_PREPARE)
+            with cursor.copy(self._copy) as copy:
+                copy.write(b"".join(lines))
+            return cursor.rowcount
+
+    def _merge(self, connection: Connection, lines: Sequence[bytes]) -> int:
+        """Passes over those that are in the table already."""
+        with connection.transaction(), connection.cursor() as cursor:
+            cursor.execute(_PREPARE)
+            cursor.execute(self._create)
+            with cursor.copy(self._copy_batch) as copy:
+                copy.write(b"".join(lines))
+            cursor.execute(self._insert)
+            return cursor.rowcount
 
 
-def _insert_mended(connection: Connection, row: Row) -> int | None:
-    event = read_event(read_line(row.line).json)
-    try:
-        return _merge(connection, [csv_line(shrink(event, "raw_usage", max_text=_MAX_TEXT))])
-    except psycopg.Error as error:
-        if not _is_about_row(error):
-            raise
-        return None
+def csv_values(values: Sequence[object]) -> bytes:
+    """Plain values as a part of a CSV line. Of the escapes of JSON, CSV has those for backslash and quote; all others
+    that the encoder writes stand for control characters, which CSV takes as they are."""
+    plain = _encode(values)[1:-1]
+    return _ESCAPE.sub(_unescape, plain) if b"\\" in plain else plain
 
 
-def _append(connection: Connection, lines: Sequence[bytes]) -> int:
-    """Raises `psycopg.errors.UniqueViolation` when one is in the table already."""
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(_PREPARE)
-        with cursor.copy(_COPY) as copy:
-            copy.write(b"".join(lines))
-        return cursor.rowcount
-
-
-def _merge(connection: Connection, lines: Sequence[bytes]) -> int:
-    """Passes over those that are in the table already."""
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(_PREPARE)
-        cursor.execute(_CREATE)
-        with cursor.copy(_COPY_BATCH) as copy:
-            copy.write(b"".join(lines))
-        cursor.execute(_INSERT)
-        return cursor.rowcount
-
-
-def _quoted(json: bytes | msgspec.Raw | None) -> bytes:
+def csv_json(json: bytes | msgspec.Raw | None) -> bytes:
     """JSON as one value of a CSV line."""
     if json is None:
         return b"null"
@@ -163,8 +153,6 @@ def _quoted(json: bytes | msgspec.Raw | None) -> bytes:
 
 
 def _unescape(escape: re.Match[bytes]) -> bytes:
-    """Of the escapes of JSON, CSV has those for backslash and quote. All others that the encoder writes stand for
-    control characters, which CSV takes as they are."""
     code, letter = escape.groups()
     return bytes.fromhex(code.decode()) if code else _CONTROLS.get(letter, escape[0])
 

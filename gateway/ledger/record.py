@@ -1,13 +1,18 @@
-"""One line of a spool: a usage event, its kind and a checksum.
+"""One line of a spool: a usage event or a decision, its kind and a checksum.
 
     hatchway-spool 1
+    51d7be02 D {"request_id":"req_0199...","at":...}
     8f1c03aa S {"event_id":"0199...","request_id":...}
     2b90d1e7 E {"event_id":"0199...","request_id":...}
 
 The first line of a file names the format version. Every further line is `crc32 kind json\\n`: eight hex digits of
-the CRC-32 (zlib) over `kind json`, the kind (`S` written before the upstream is called, `E` when the attempt is
-settled), and the event as JSON in one line. Decimals are JSON strings, timestamps RFC 3339, `prices` and `raw_usage`
-the JSON that was given, verbatim but for line breaks.
+the CRC-32 (zlib) over `kind json`, the kind, and JSON in one line. Decimals are JSON strings, timestamps RFC 3339.
+
+    D  written with the first `S` of a request, by the same write, or alone for a request that no endpoint may serve;
+       the decision, as `gateway.routing.explanation` describes it. It stands for itself: nothing has to follow
+    S  written before the upstream is called; the event as it holds if its worker dies
+    E  written when the attempt is settled; the event, in which `prices` and `raw_usage` are the JSON that was given,
+       verbatim but for line breaks
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ import msgspec
 
 from gateway.types import UsageEvent
 
-Kind = Literal["S", "E"]
+Kind = Literal["S", "E", "D"]
+EventKind = Literal["S", "E"]
 
 HEADER = b"hatchway-spool 1\n"
 MAX_RECORD = 256 * 1024  # bytes of JSON
@@ -30,7 +36,8 @@ DROPPED = "hatchway.dropped"
 
 _MAX_TEXT = 1024  # characters of one text column in a record that was too long
 _ID_FIRST = b'{"event_id":"'  # how every record begins
-_START = {"S": crc32(b"S "), "E": crc32(b"E ")}
+_START: dict[Kind, int] = {"S": crc32(b"S "), "E": crc32(b"E "), "D": crc32(b"D ")}
+_KINDS: dict[bytes, Kind] = {b" S ": "S", b" E ": "E", b" D ": "D"}
 _encode = msgspec.json.Encoder().encode
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -58,7 +65,7 @@ _decode_stored = msgspec.json.Decoder(_Stored).decode
 _decode_identity = msgspec.json.Decoder(_Identity).decode
 
 
-def write_line(kind: Kind, event: UsageEvent) -> bytes:
+def write_line(kind: EventKind, event: UsageEvent) -> bytes:
     """The line for `event`, never longer than MAX_LINE.
 
     A value that cannot be stored (not JSON, text that is not Unicode, a record over the limit) costs that value, never
@@ -72,6 +79,17 @@ def write_line(kind: Kind, event: UsageEvent) -> bytes:
         json = _encode(shrink(event))
     if len(json) > MAX_RECORD:
         json = _fit(event)
+    return _line(kind, json)
+
+
+def write_decision(json: bytes) -> bytes:
+    """The line for a decision. Raises `ValueError` when it is longer than MAX_RECORD: who makes one bounds it."""
+    if len(json) > MAX_RECORD:
+        raise ValueError(f"a decision of {len(json)} bytes is over {MAX_RECORD}")
+    return _line("D", json)
+
+
+def _line(kind: Kind, json: bytes) -> bytes:
     if b"\n" in json:  # only between tokens of a spliced value: inside a JSON string a line break is `\n` escaped
         json = json.replace(b"\n", b" ")
     return b"%08x %c %b\n" % (crc32(json, _START[kind]), ord(kind), json)
@@ -81,12 +99,8 @@ def read_line(line: bytes) -> Line:
     """Checks one line and splits it. Raises `BadRecord` with the reason."""
     if not line.endswith(b"\n"):
         raise BadRecord("no line break at the end")
-    kind: Kind
-    if line[8:11] == b" E ":
-        kind = "E"
-    elif line[8:11] == b" S ":
-        kind = "S"
-    else:
+    kind = _KINDS.get(line[8:11])
+    if kind is None:
         raise BadRecord("not of the form `crc32 kind json`")
     json = line[11:-1]
     if line[:8] != b"%08x" % crc32(json, _START[kind]):

@@ -18,9 +18,10 @@ import psycopg
 
 from gateway.errors import StoreError
 from gateway.ledger import segment as segments
-from gateway.ledger.batch import Connection, Row, csv_line, insert
+from gateway.ledger.batch import Connection, Row, Table
 from gateway.ledger.record import HEADER, MAX_LINE, BadRecord, read_event, read_event_id, read_line
 from gateway.ledger.rejects import Reject, reject, write_rejects
+from gateway.ledger.rows import DECISIONS, EVENTS, decision_csv, event_csv
 from gateway.ledger.segment import Segment
 
 LOCK_FILE = "shipper.lock"
@@ -38,13 +39,14 @@ class ShipperBusy(Exception):
 class Shipped(NamedTuple):
     """What one round did. `rejected`, `torn`, `mended` have a line each in `spool/rejected/`."""
 
-    rows: int = 0  # new rows in the table
+    rows: int = 0  # new usage events in their table
     bytes: int = 0  # read from the spool and dealt with
     pending_bytes: int = 0  # left: written since, or of a line that is not complete yet
     rejected: int = 0  # corrupt lines, and rows that PostgreSQL refuses
     torn: int = 0  # last lines of dead workers that were cut off
     lost: int = 0  # attempts of dead workers that were never settled, shipped as they began
     mended: int = 0  # rows shipped without a value that PostgreSQL refuses
+    decisions: int = 0  # new ones in their table
 
 
 @dataclass
@@ -67,8 +69,9 @@ class _Round:
     """What has been read and not yet written."""
 
     rows: list[Row] = field(default_factory=list)
+    decisions: list[Row] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
-    size: int = 0  # bytes of both
+    size: int = 0  # bytes of all
     done: Counter[str] = field(default_factory=Counter)  # by field of `Shipped`
 
     def add_reject(self, path: Path, offset: int, reason: str, line: bytes) -> None:
@@ -223,6 +226,10 @@ class Shipper:
                 progress.unsettled[event_id] = offset
                 self._origins[event_id] = progress
                 return
+            if kind == "D":
+                current.decisions.append(Row(decision_csv(json), line, path, offset))
+                current.size += len(line)
+                return
             event = read_event(json)
         except BadRecord as error:
             if is_last:
@@ -235,7 +242,7 @@ class Shipper:
         origin = self._origins.pop(event.event_id, None)
         if origin is not None:
             origin.unsettled.pop(event.event_id, None)
-        current.rows.append(Row(csv_line(event), line, path, offset))
+        current.rows.append(Row(event_csv(event), line, path, offset))
         current.size += len(line)
 
     def _read_lost(self, current: _Round, own: list[Segment]) -> None:
@@ -252,7 +259,7 @@ class Shipper:
                     self._origins.pop(event_id, None)
                     try:
                         event = read_event(read_line(line).json)
-                        current.rows.append(Row(csv_line(event), line, segment.path, offset))
+                        current.rows.append(Row(event_csv(event), line, segment.path, offset))
                         current.done["lost"] += 1
                     except BadRecord as error:
                         current.done["rejected"] += 1
@@ -261,29 +268,34 @@ class Shipper:
                     self._flush_if_full(current)
 
     def _flush_if_full(self, current: _Round) -> None:
-        if len(current.rows) + len(current.rejects) >= self._batch_rows or current.size >= self._batch_bytes:
+        longest = max(len(current.rows), len(current.decisions))
+        if longest + len(current.rejects) >= self._batch_rows or current.size >= self._batch_bytes:
             self._flush(current)
 
     def _flush(self, current: _Round) -> None:
-        """Table first, then the files of what it refused, then the offsets: a crash in between ships again."""
-        if current.rows:
-            if self._connection is None:
-                self._connection = self._connect()
-            inserted = insert(self._connection, current.rows)
-            current.done["rows"] += inserted.rows
-            for refused in inserted.refused:
-                row = current.rows[refused.position]
-                current.rejects.append(
-                    reject(row.path, row.offset, refused.reason, row.line, is_mended=refused.is_mended)
-                )
-                current.done["mended" if refused.is_mended else "rejected"] += 1
+        """Tables first, then the files of what they refused, then the offsets: a crash in between ships again."""
+        current.done["rows"] += self._insert(current, EVENTS, current.rows)
+        current.done["decisions"] += self._insert(current, DECISIONS, current.decisions)
         write_rejects(self._directory, current.rejects)
         if current.rejects:
             first = current.rejects[0]
             message = "%d records set aside in `rejected`; the first: `%s` at %d: %s"
             _log.warning(message, len(current.rejects), first.segment, first.offset, first.reason)
-        current.rows, current.rejects, current.size = [], [], 0
+        current.rows, current.decisions, current.rejects, current.size = [], [], [], 0
         self._save_offsets()
+
+    def _insert(self, current: _Round, table: Table, rows: list[Row]) -> int:
+        """Returns how many are new; what the table refuses is added to the rejects."""
+        if not rows:
+            return 0
+        if self._connection is None:
+            self._connection = self._connect()
+        inserted = table.insert(self._connection, rows)
+        for refused in inserted.refused:
+            row = rows[refused.position]
+            current.rejects.append(reject(row.path, row.offset, refused.reason, row.line, is_mended=refused.is_mended))
+            current.done["mended" if refused.is_mended else "rejected"] += 1
+        return inserted.rows
 
     def _save_offsets(self) -> None:
         for path, progress in self._progress.items():

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 
-from gateway.ledger.record import HEADER, WORKER_LOST, Kind, write_line
+from gateway.ledger.record import HEADER, WORKER_LOST, write_decision, write_line
 from gateway.ledger.segment import offset_of, process_segments
 from gateway.types import UsageEvent
 
@@ -27,17 +27,18 @@ class SpoolError(Exception):
 
 
 class Spool:
-    """Appends usage events to files that the shipper carries into PostgreSQL. One for each worker process.
+    """Appends usage events and decisions to files that the shipper carries into PostgreSQL. One for each worker.
 
     Files are `DIRECTORY/<worker>-<start time>-<pid>-<n>.spool`, in the format of `record.py`; a new segment begins when
     `segment_bytes` would be passed. The segment being written is held by `flock`: that is how the shipper tells a
     living worker from a dead one, so a process that forks without exec must not keep a Spool open in the child.
 
-    Durability: one `write` per record, complete when `begin` or `settle` returns. The kernel then owns the bytes, so
-    they survive the death of the worker by any signal. They do not yet survive a power cut or a kernel crash: `sync`
-    bounds that loss to what was written since the last one (about `interval` of `run_sync`).
+    Durability: one `write` per call, complete when `begin`, `settle` or `decide` returns. The kernel then owns the
+    bytes, so they survive the death of the worker by any signal. They do not yet survive a power cut or a kernel
+    crash: `sync` bounds that loss to what was written since the last one (about `interval` of `run_sync`).
 
-    `begin` and `settle` belong to one thread (the event loop's); `sync` and `close` may be called from others.
+    `begin`, `settle` and `decide` belong to one thread (the event loop's); `sync` and `close` may be called from
+    others.
     """
 
     def __init__(self, directory: Path, worker: str, *, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -64,19 +65,25 @@ class Spool:
             raise SpoolError(f"cannot create spool directory: {error}") from error
         self._open_segment()
 
-    def begin(self, event: UsageEvent) -> None:
+    def begin(self, event: UsageEvent, decision: bytes | None = None) -> None:
         """Writes `S`, before the upstream is called: the row that holds if this worker dies before `settle`.
 
-        `event` says so itself: status `error`, error_type `worker_lost`, usage_source `none`.
+        `event` says so itself: status `error`, error_type `worker_lost`, usage_source `none`. `decision`: that of the
+        request, with its first attempt; it is written before it, by the same write.
         Raises: `SpoolError`; `ValueError` for an event that would report something else.
         """
         if event.error_type != WORKER_LOST:
             raise ValueError(f"an event that begins has error_type `{WORKER_LOST}`, not `{event.error_type}`")
-        self._append("S", event)
+        line = write_line("S", event)
+        self._append(line if decision is None else write_decision(decision) + line)
 
     def settle(self, event: UsageEvent) -> None:
         """Writes `E`, the row as it is to stand, before the response's last byte leaves. Raises: `SpoolError`."""
-        self._append("E", event)
+        self._append(write_line("E", event))
+
+    def decide(self, decision: bytes) -> None:
+        """Writes `D` alone: the decision of a request that no attempt follows. Raises: `SpoolError`."""
+        self._append(write_decision(decision))
 
     @property
     def pending_bytes(self) -> int:
@@ -152,21 +159,20 @@ class Spool:
                 while self._full:
                     os.close(self._full.popleft())
 
-    def _append(self, kind: Kind, event: UsageEvent) -> None:
-        line = write_line(kind, event)
+    def _append(self, lines: bytes) -> None:
         if self._fd < 0:
             raise SpoolError("the spool is closed")
-        if self._size + len(line) > self._segment_bytes and self._size > len(HEADER):
+        if self._size + len(lines) > self._segment_bytes and self._size > len(HEADER):
             self._open_segment()
         if self._torn:
-            line = b"\n" + line
-        self._write(line)
+            lines = b"\n" + lines
+        self._write(lines)
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, lines: bytes) -> None:
         try:
-            written = os.write(self._fd, line)
-            while written < len(line):
-                written += os.write(self._fd, line[written:])
+            written = os.write(self._fd, lines)
+            while written < len(lines):
+                written += os.write(self._fd, lines[written:])
         except OSError as error:
             # Half a line must not become the head of the next record. The shipper reads whole lines only, so what is
             # cut off here was never read.
@@ -176,7 +182,7 @@ class Spool:
                 self._torn = True
             raise SpoolError(f"cannot write to the spool: {error}") from error
         self._torn = False
-        self._size += len(line)
+        self._size += len(lines)
         self._dirty = True
 
     def _open_segment(self) -> None:

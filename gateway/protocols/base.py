@@ -24,9 +24,23 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class StreamError(UpstreamError):
-    """The upstream sent an error inside a stream, or with status 200."""
+    """The upstream sent an error inside a stream, or with status 200. `body`: the error as it came, where it is known;
+    it may be shown only after scrubbing."""
 
     kind = "stream_error"
+
+    def __init__(self, message: str, body: bytes = b"") -> None:
+        super().__init__(message)
+        self.body = body
+
+
+_PLAIN_ENDS = frozenset({"", "stop", "eos", "eos_token", "end_turn", "complete", "completed"})
+
+
+def is_plain_end(finish_reason: str | None) -> bool:
+    """Whether an answer without content that ends so is an empty one, rather than one that was filtered, cut or
+    refused. In the words of any protocol; None: it gave no reason."""
+    return finish_reason is None or finish_reason.lower() in _PLAIN_ENDS
 
 
 # The upstream's side
@@ -124,34 +138,65 @@ class RequestView(Protocol):
         """The newest words of the user; the domain is judged by them."""
         ...
 
+    def opening(self) -> str:
+        """How the conversation begins: the system's words and the user's first ones. The same in each of its turns."""
+        ...
+
+    def session(self) -> str | None:
+        """What the client says holds its requests together, of any length; None: it says nothing."""
+        ...
+
+    def routing_wishes(self) -> bytes | None:
+        """The JSON of the field `provider`, which is for routing; None: it is not there."""
+        ...
+
     def outline(self) -> Outline: ...
 
 
 class Summary(msgspec.Struct):
     """What is learned of a whole answer whose bytes pass through. `text`: all that the model wrote, read only where
-    `usage` is None, to count it."""
+    `usage` is None, to count it. `is_empty`: it ends in order and says nothing (see `is_plain_end`)."""
 
     usage: Usage | None
     raw_usage: msgspec.Raw | None
     finish_reason: str | None
     text: str
+    is_empty: bool = False
 
 
 class StreamReader(Protocol):
     """Reads a stream on its way to the client. One for each attempt."""
 
-    has_content: bool
-    """The first real content (text, tool call, reasoning, finish) has come; comments and empty chunks are none."""
-    is_finished: bool
-    """The stream said that it is complete."""
-    usage: Usage | None
-    raw_usage: msgspec.Raw | None
-    finish_reason: str | None
+    @property
+    def has_content(self) -> bool:
+        """The first real content (text, tool call, reasoning, an end that means something) has come, or the stream is
+        finished; comments and empty chunks are none."""
+        ...
+
+    @property
+    def is_finished(self) -> bool:
+        """The stream said that it is complete."""
+        ...
+
+    @property
+    def is_empty(self) -> bool:
+        """Of a finished stream: it ended in order and said nothing (see `is_plain_end`)."""
+        ...
+
+    @property
+    def usage(self) -> Usage | None: ...
+
+    @property
+    def raw_usage(self) -> msgspec.Raw | None: ...
+
+    @property
+    def finish_reason(self) -> str | None: ...
 
     def feed(self, chunk: bytes) -> bytes:
         """Takes bytes as they came, in any cut; returns those to show the client, always whole events.
 
-        Raises UpstreamError when the stream carries an error event or is not a stream.
+        Raises UpstreamError when the stream carries an error event or is not a stream; its `before` has the events that
+        came before it in the same bytes.
         """
         ...
 

@@ -11,6 +11,8 @@ from gateway.tokens import estimate_prompt_tokens, rough_tokens
 MEDIA_TOKENS = 1000
 """Assumed for each picture, recording or file that travels inside the request: its bytes say nothing of its tokens."""
 _BYTES_PER_TOKEN = 4
+SUFFIXES = ("floor", "nitro")
+"""What may follow a model's name behind a colon and is a wish of routing, not part of the name."""
 
 
 class Inbound(msgspec.Struct):
@@ -24,7 +26,13 @@ class Inbound(msgspec.Struct):
 
     @property
     def model(self) -> str:
-        return self.view.model
+        """As the client named it, less a suffix that is for routing."""
+        return split_suffix(self.view.model)[0]
+
+    @property
+    def suffix(self) -> str | None:
+        """One of SUFFIXES, or None."""
+        return split_suffix(self.view.model)[1]
 
     @property
     def wants_stream(self) -> bool:
@@ -48,3 +56,11 @@ class Inbound(msgspec.Struct):
         """Input tokens, counted in the encoding of `model`."""
         outline = self.view.outline()
         return estimate_prompt_tokens(outline.texts, messages=outline.messages, media=outline.media, model=model)
+
+
+def split_suffix(model: str) -> tuple[str, str | None]:
+    """Name and suffix; a name that would be empty keeps it."""
+    if ":" not in model:
+        return model, None
+    name, _, suffix = model.rpartition(":")
+    return (name, suffix) if name and suffix in SUFFIXES else (model, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+_decode_text = msgspec.json.Decoder(str).decode
 _EMPTY = frozenset({b"", b"null", b"false", b'""', b"[]", b"{}"})
 
 
@@ -11,6 +12,17 @@ def is_empty(raw: msgspec.Raw) -> bool:
     """Absent, null, false, or an empty string, list or object."""
     length = len(raw)
     return length == 0 or (length < 6 and bytes(raw) in _EMPTY)
+
+
+def first_text(*raws: msgspec.Raw) -> str | None:
+    """The first that is a text, and not an empty one."""
+    for raw in raws:
+        if not is_empty(raw) and bytes(raw).startswith(b'"'):
+            try:
+                return _decode_text(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError):  # half characters
+                continue
+    return None
 
 
 def kept(raw: msgspec.Raw) -> msgspec.Raw | None:

@@ -1,40 +1,208 @@
-"""A plan as data, for operators: the same words on the command line, in JSON and in the admin API."""
+"""A decision as data: on the command line, in JSON, in the admin API, in a response header, and kept for each request.
+
+What is kept holds all that routing read of the request, so that the same request can be decided again under another
+configuration. It has no word of the prompt, and no header: those may be secret.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
 
 from gateway.config.model import Endpoint
 from gateway.routing.facts import Facts
-from gateway.routing.plan import Plan
+from gateway.routing.plan import Dropped, Plan
+from gateway.types import Candidate
+
+MAX_DECISION = 64 * 1024
+"""Bytes of one decision."""
+MAX_HEADER = 4096
+"""Bytes of `x-hatchway-decision`."""
+_MAX_TEXT = 256
+_MAX_ITEMS = 64
+
+
+class RecordedFacts(Facts, frozen=True, kw_only=True, omit_defaults=True):
+    """The facts of a request, less its headers."""
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided for one request, and all that it was decided by. Costs in USD, times in seconds.
+
+    `endpoint`: the first candidate; None: nobody may serve. `refusal`: the code of the error that the client got
+    instead of an attempt. `escape`: id of the one that the request takes part in. `outlook_version`: of the learned numbers.
+    """
+
+    request_id: str
+    at: datetime
+    team: str
+    route: str
+    policy: str
+    select: str
+    policy_version: str
+    endpoint: str | None
+    refusal: str | None = None
+    candidates: tuple[Candidate, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    input_tokens: int = 0
+    output_tokens: int = 0
+    shadows: tuple[str, ...] = ()
+    escape: str | None = None
+    outlook_version: str = ""
+    facts: RecordedFacts
+
+
+_FACTS = tuple(name for name in Facts.__struct_fields__ if name != "headers")
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Decision).decode
+
+
+def describe_decision(plan: Plan, facts: Facts, request_id: str, refusal: str | None = None) -> bytes:
+    """JSON of `Decision` in one line, at most MAX_DECISION bytes.
+
+    Texts that PostgreSQL cannot store (a NUL, half a surrogate pair) are replaced; of a decision that is too long, long
+    texts and lists are cut: it is still true, but can no longer be made again.
+    """
+    decision = _decision(plan, facts, request_id, refusal)
+    try:
+        content = _encode(decision)
+    except UnicodeEncodeError:
+        return _encode(_storable(msgspec.to_builtins(decision)))
+    if len(content) > MAX_DECISION:
+        content = _encode(_storable(msgspec.to_builtins(decision), max_text=_MAX_TEXT, max_items=_MAX_ITEMS))
+    elif b"\\u0000" in content:
+        content = _encode(_storable(msgspec.to_builtins(decision)))
+    return content
+
+
+def read_decision(content: bytes | str) -> Decision:
+    """Raises `msgspec.ValidationError` for what another version wrote and this one cannot read."""
+    return _decode(content)
 
 
 def describe_plan(plan: Plan, facts: Facts, endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:
     """JSON-ready. Costs in USD as strings (None: unknown), TTFT in seconds (None: never measured)."""
+    decided = describe(_decision(plan, facts, "", None))
+    for candidate in decided["candidates"]:
+        endpoint = endpoints[candidate["endpoint"]]
+        candidate["provider"] = endpoint.provider.id
+        candidate["upstream_model"] = endpoint.upstream_model(facts.model)
+        candidate["region"] = endpoint.region
+    return {name: value for name, value in decided.items() if name not in ("request_id", "at", "team", "refusal")}
+
+
+def describe(decision: Decision) -> dict[str, Any]:
+    """A decision for people and programs: its facts beside it, costs as plain digits."""
+    facts = decision.facts
     return {
+        "request_id": decision.request_id,
+        "at": decision.at.isoformat(),
+        "team": decision.team,
         "model": facts.model,
         "domain": facts.domain,
-        "input_tokens": facts.input_tokens,
-        "output_tokens": facts.output_tokens,
-        "route": plan.route.name,
-        "policy": plan.policy.id,
-        "select": plan.policy.select,
-        "policy_version": plan.policy_version,
+        "complexity": facts.complexity,
+        "data_class": facts.data_class,
+        "tags": dict(facts.tags),
+        "session": facts.session,
+        "needs": sorted(facts.needs),
+        "route": decision.route,
+        "policy": decision.policy,
+        "select": decision.select,
+        "policy_version": decision.policy_version,
+        "input_tokens": decision.input_tokens,
+        "output_tokens": decision.output_tokens,
         "candidates": [
             {
                 "endpoint": candidate.endpoint,
-                "provider": endpoints[candidate.endpoint].provider.id,
-                "upstream_model": endpoints[candidate.endpoint].upstream_model(facts.model),
-                "region": endpoints[candidate.endpoint].region,
                 "expected_cost_usd": None if candidate.expected_cost is None else f"{candidate.expected_cost:f}",
                 "expected_ttft_s": candidate.expected_ttft,
+                "expected_seconds_per_token": candidate.expected_seconds_per_token,
                 "ejected": candidate.ejected,
+                "placed_by": candidate.placed_by,
             }
-            for candidate in plan.candidates
+            for candidate in decision.candidates
         ],
-        "dropped": [
-            {"endpoint": dropped.endpoint, "reason": dropped.reason, "detail": dropped.detail}
-            for dropped in plan.dropped
-        ],
+        "dropped": [msgspec.structs.asdict(dropped) for dropped in decision.dropped],
+        "shadows": list(decision.shadows),
+        "escape": decision.escape,
+        "outlook_version": decision.outlook_version,
+        "refusal": decision.refusal,
     }
+
+
+def decision_header(plan: Plan, facts: Facts) -> bytes:
+    """The value of `x-hatchway-decision`: compact JSON in ASCII, at most MAX_HEADER bytes. What does not fit is
+    cut from the end of the longer list, and `cut` says how many entries went."""
+    candidates: list[dict[str, Any]] = [
+        {
+            "endpoint": candidate.endpoint,
+            "cost": None if candidate.expected_cost is None else f"{candidate.expected_cost:f}",
+            "ttft": None if candidate.expected_ttft is None else round(candidate.expected_ttft, 4),
+            **({"ejected": True} if candidate.ejected else {}),
+            **({"by": candidate.placed_by} if candidate.placed_by else {}),
+        }
+        for candidate in plan.candidates
+    ]
+    dropped = [[one.endpoint, one.reason] for one in plan.dropped]
+    head: dict[str, Any] = {
+        "route": plan.route.name,
+        "policy": plan.policy.id,
+        "select": plan.policy.select,
+        "version": plan.policy_version,
+        "domain": facts.domain,
+        "complexity": facts.complexity,
+    }
+    cut = 0
+    while True:
+        more = {"cut": cut} if cut else {}
+        value = _ascii({**head, "candidates": candidates, "dropped": dropped, **more})
+        if len(value) <= MAX_HEADER or not (candidates or dropped):
+            break
+        (candidates if len(candidates) > len(dropped) else dropped).pop()
+        cut += 1
+    return value if len(value) <= MAX_HEADER else _ascii({"version": plan.policy_version, "cut": cut})
+
+
+def _decision(plan: Plan, facts: Facts, request_id: str, refusal: str | None) -> Decision:
+    return Decision(
+        request_id=request_id,
+        at=datetime.fromtimestamp(facts.at, UTC),
+        team=facts.team,
+        route=plan.route.name,
+        policy=plan.policy.id,
+        select=plan.policy.select,
+        policy_version=plan.policy_version,
+        endpoint=plan.candidates[0].endpoint if plan.candidates else None,
+        refusal=refusal,
+        candidates=plan.candidates,
+        dropped=plan.dropped,
+        input_tokens=plan.input_tokens or facts.input_tokens,
+        output_tokens=plan.output_tokens or facts.output_tokens,
+        shadows=plan.shadows,
+        escape=None if plan.shift is None else plan.shift.escape_id,
+        outlook_version=plan.outlook_version,
+        facts=RecordedFacts(**{name: getattr(facts, name) for name in _FACTS}),
+    )
+
+
+def _ascii(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).replace("\x7f", "\\u007f").encode("ascii")
+
+
+def _storable(value: Any, *, max_text: int | None = None, max_items: int | None = None) -> Any:
+    """JSON without what PostgreSQL cannot hold, its texts and lists cut."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")[:max_text]
+    if isinstance(value, list):
+        return [_storable(one, max_text=max_text, max_items=max_items) for one in value[:max_items]]
+    if isinstance(value, dict):
+        pairs = list(value.items())[:max_items]
+        return {
+            _storable(name, max_text=max_text): _storable(one, max_text=max_text, max_items=max_items)
+            for name, one in pairs
+        }
+    return value

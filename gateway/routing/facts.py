@@ -4,28 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from hashlib import blake2b
 
 import msgspec
 
+from gateway.config.model import Team
+from gateway.errors import InvalidRequest
+from gateway.protocols.base import MAX_TOKENS
 from gateway.protocols.inbound import Inbound
-from gateway.routing.wishes import Wishes
+from gateway.routing.wishes import Wishes, read_wishes
 from gateway.types import Caller, Capability, Complexity, Surface, WireName
 
 DEFAULT_OUTPUT_TOKENS = 512
-"""Expected output where the request sets no limit: only an assumption for comparing endpoints before the call."""
+"""Expected output of a request of which nothing was learned: only an assumption for comparing endpoints before the
+call."""
+SESSION_HEADER = "x-hatchway-session"
+TAGS_HEADER = "x-hatchway-tags"
+DATA_CLASS_HEADER = "x-hatchway-data-class"
+HEADERS = frozenset({SESSION_HEADER, TAGS_HEADER, DATA_CLASS_HEADER})
+"""Headers that every request's facts are read from."""
+
+MAX_TAGS = 20
+MAX_TAG_NAME = 64
+MAX_TAG_VALUE = 256
+MAX_DATA_CLASS = 64
+MAX_SESSION = 128
+"""Characters. Of a session's name that is longer, or no plain text, a hash is kept."""
+MAX_CHOICES = 10_000
+_PREFIX_CHARACTERS = 2000
 
 _MEDIA: frozenset[Capability] = frozenset({"vision", "audio", "files"})
 _WITHOUT_OUTPUT: frozenset[Surface] = frozenset({"embeddings", "count_tokens"})
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """`input_tokens`: a rough count. `output_limit`: of the request, for each of its `choices`; None: it sets none.
+    """`input_tokens`: a rough count; `counted_tokens`: an exact one, where somebody counted. `output_limit`: of the
+    request, for each of its `choices`; None: it sets none.
 
     `wire`: the format the client speaks. `native_feature`: what it uses that no other format has, in words.
     `kept_state`: the field by which the request goes on from something that one provider keeps.
     `session`: what holds requests together that are best served by one endpoint. `prefix`: a hash of how the
-    conversation begins. `budget_left`: USD that the team's hard budget still has; None: it has none.
-    `at`: seconds since the epoch.
+    conversation begins. `parameters`: the request's top-level fields, read only where its wishes depend on them.
+    `budget_left`: USD that the team's hard budget still has; None: it has none. `at`: seconds since the epoch.
     """
 
     model: str
@@ -34,6 +55,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     needs: frozenset[Capability]
     team: str
     key_id: str
+    counted_tokens: int | None = None
     output_limit: int | None = None
     choices: int = 1
     surface: Surface = "chat"
@@ -49,35 +71,53 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     data_class: str | None = None
     headers: Mapping[str, str] = {}
     wishes: Wishes | None = None
+    parameters: frozenset[str] = frozenset()
     priority: int = 5
     budget_left: Decimal | None = None
     at: float = 0.0
 
     @property
     def output_tokens(self) -> int:
-        """Expected output where nothing was learned: the limit or the assumption above, for all choices."""
+        """Expected output of all choices where nothing was learned."""
+        return round(self.expected_output(None))
+
+    def expected_output(self, mean: float | None) -> float:
+        """Output tokens of all choices. `mean`: of one choice, as it was learned; the request's own limit bounds it."""
         if self.surface in _WITHOUT_OUTPUT:
-            return 0
+            return 0.0
+        expected = DEFAULT_OUTPUT_TOKENS if mean is None else mean
         limit = self.output_limit
-        return (DEFAULT_OUTPUT_TOKENS if limit is None or limit < 0 else limit) * self.choices
+        if limit is not None and 0 <= limit < expected:  # some servers take a negative one for "no limit"
+            expected = limit
+        return float(expected * self.choices)
 
 
 def read_facts(
     inbound: Inbound,
     caller: Caller,
     *,
+    team: Team | None = None,
     domain: str | None = None,
+    complexity: Complexity = "simple",
     headers: Mapping[str, str] | None = None,
+    budget_left: Decimal | None = None,
+    at: float = 0.0,
+    reads_prefix: bool = False,
 ) -> Facts:
-    """The facts of one request. Pure."""
+    """The facts of one request. Pure. `headers`: with names in lower case.
+
+    Raises InvalidRequest, whose `param` names the field or the header that is wrong.
+    """
     view, protocol = inbound.view, inbound.protocol
+    headers = headers or {}
     needs = view.needs()
+    wishes = read_wishes(view.routing_wishes(), inbound.suffix)
     return Facts(
-        model=view.model,
+        model=inbound.model,
         stream=view.wants_stream,
         input_tokens=inbound.rough_tokens(has_media=bool(needs & _MEDIA)),
-        output_limit=view.output_limit,
-        choices=max(1, view.choices),
+        output_limit=None if view.output_limit is None else min(view.output_limit, MAX_TOKENS),
+        choices=min(max(1, view.choices), MAX_CHOICES),
         needs=needs,
         team=caller.team,
         key_id=caller.key_id,
@@ -87,5 +127,61 @@ def read_facts(
         native_feature=view.native_feature(),
         kept_state=view.kept_state(),
         domain=domain,
-        headers=headers or {},
+        complexity=complexity,
+        session=_session(headers.get(SESSION_HEADER) or view.session()),
+        prefix=_hash(view.opening()[:_PREFIX_CHARACTERS]) if reads_prefix else None,
+        tags=_tags(headers.get(TAGS_HEADER, "")),
+        data_class=_data_class(headers.get(DATA_CLASS_HEADER, "")) or (team.data_class if team is not None else None),
+        headers=headers,
+        wishes=wishes,
+        parameters=_parameters(inbound) if wishes is not None and wishes.require_parameters else frozenset(),
+        priority=Team(id="").priority if team is None else team.priority,
+        budget_left=budget_left,
+        at=at,
     )
+
+
+def _session(name: str | None) -> str | None:
+    if not name:
+        return None
+    return name if len(name) <= MAX_SESSION and name.isprintable() else _hash(name)
+
+
+def _hash(text: str) -> str:
+    """16 hex digits."""
+    return blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+def _tags(header: str) -> dict[str, str]:
+    """Of `env=prod,app=shop`; of a name that is there twice the last value."""
+    if not header:
+        return {}
+    tags: dict[str, str] = {}
+    for item in header.split(","):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not name and not equals:
+            continue
+        if not name or not equals or len(name) > MAX_TAG_NAME or len(value) > MAX_TAG_VALUE or not item.isprintable():
+            hint = f"write `env=prod,app=shop`; names have up to {MAX_TAG_NAME} characters, values {MAX_TAG_VALUE}"
+            raise _bad_header(TAGS_HEADER, f"has an item that is no tag\nhint: {hint}")
+        tags[name] = value
+        if len(tags) > MAX_TAGS:
+            raise _bad_header(TAGS_HEADER, f"has more than {MAX_TAGS} tags")
+    return tags
+
+
+def _data_class(header: str) -> str | None:
+    """An empty header says nothing: what the team's default asks for cannot be taken back."""
+    name = header.strip()
+    if len(name) > MAX_DATA_CLASS or not name.isprintable():
+        raise _bad_header(DATA_CLASS_HEADER, f"is over {MAX_DATA_CLASS} characters, or no text")
+    return name or None
+
+
+def _parameters(inbound: Inbound) -> frozenset[str]:
+    """Fields that are null ask for nothing."""
+    return frozenset(name for name, value in _decode_fields(inbound.body).items() if bytes(value) != b"null")
+
+
+def _bad_header(name: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"the header `{name}` {what}", param=name, code="invalid_value")

@@ -1,84 +1,346 @@
-"""Passive health: what an endpoint's own traffic says of it. The one place where routing keeps state.
+"""Passive health: what endpoints' own traffic says of them. The one place where routing keeps state; reads no clock.
 
-Each worker has its own book: counts are per worker, not global. Failures are slow, never fast: a 429 that comes back
-in 40 ms enters the mean as `PENALTY_TTFT`, or it would draw more traffic to an endpoint that refuses it.
+Each worker has one book. The breakers and the newest attempts in it are its own, so that it reacts at once. What it
+learns (`statistics`) it exports; the control plane adds up what all workers export and publishes it, and each absorbs
+what the others learned. Failures are slow, never fast: a 429 that comes back in 40 ms counts as `PENALTY_TTFT`, or it
+would draw more traffic to an endpoint that refuses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Collection, Mapping
 
-from msgspec.structs import replace
+from gateway.config.model import Learning
+from gateway.routing.breaker import FORGET_AFTER, Breaker, State
+from gateway.routing.statistics import (
+    EVERYTHING,
+    EndpointStatistics,
+    Learned,
+    Number,
+    Observation,
+    RouteStatistics,
+    forget,
+    read_published,
+)
+from gateway.types import EndpointHealth, Outlook, RouteHabits
 
-from gateway.types import EndpointHealth
-
-DECAY = 0.2
-"""Share of the newest observation in the decayed mean."""
+DEFAULTS = Learning()
 PENALTY_TTFT = 5.0
-EJECT_AFTER = 3
-"""Failures in a row."""
-BASE_EJECTION = 5.0
-MAX_EJECTION = 300.0
-FORGET_AFTER = 60.0
-"""Seconds for which a mean holds without a new observation. An endpoint that was slow once is then unknown, and tried
-again; else a limit or a selection that avoids slow endpoints would never hear of its recovery."""
+CHANGED = 1.5
+"""The factor between the newest attempts and what was learned, beyond which the newest attempts are believed: within
+it they are noise, and the learned median is the better number."""
+REFRESH_EVERY = 1.0
+"""Seconds for which what was worked out of an endpoint's or the routes' statistics holds while they are in use."""
 SWEEP_EVERY = 5.0
 
 
-class HealthBook:
-    """Written by the pipeline after each attempt, read by the plan. `now`: loop clock, seconds."""
+class _Numbers:
+    """What all workers together have learned of one endpoint, worked out."""
+
+    __slots__ = ("at", "cache_share", "failure_share", "heard_elsewhere_at", "median", "p95", "pace", "said", "weight")
 
     def __init__(self) -> None:
-        self._states: dict[str, EndpointHealth] = {}
-        self._ejections: dict[str, int] = {}
-        self._observed_at: dict[str, float] = {}
-        self._sweep_at = 0.0
+        self.median: float | None = None
+        self.p95: float | None = None
+        self.pace: float | None = None
+        self.cache_share: float | None = None
+        self.failure_share = 0.0
+        self.weight = 0.0  # of the observations, at the landmark `at`
+        self.at = 0.0
+        self.said: float | None = None  # the TTFT that another worker expects, as of `heard_elsewhere_at` (wall)
+        self.heard_elsewhere_at = 0.0
 
-    def snapshot(self, now: float) -> Mapping[str, EndpointHealth]:
+
+class _Entry:
+    __slots__ = ("breaker", "in_flight", "is_stale", "numbers", "refresh_at")
+
+    def __init__(self, breaker: Breaker) -> None:
+        self.breaker = breaker
+        self.in_flight = 0
+        self.numbers = _Numbers()
+        self.is_stale = False  # `numbers` are older than what was observed
+        self.refresh_at = 0.0
+
+
+class HealthBook:
+    """Written by the pipeline around each attempt, read by the plan. `now`: loop clock, `wall`: wall clock, seconds.
+
+    `worker`: its index; breakers of different workers keep different times. `process`: tells this process from the
+    one that had the same index before; drawn where it is left out.
+    """
+
+    def __init__(self, learning: Learning = DEFAULTS, worker: str = "0", process: str | None = None) -> None:
+        self._learning = learning
+        self._worker = worker
+        self._process = f"{worker}-{secrets.token_hex(6)}" if process is None else process
+        self._own = self._nothing()
+        self._others = self._nothing()
+        self._entries: dict[str, _Entry] = {}
+        self._frozen: dict[tuple[Number, str], float] = {}
+        self._forgotten: Mapping[str, float] = {}
+        self._states: dict[str, EndpointHealth] = {}
+        self._habits: dict[str, RouteHabits] = {}
+        self._outlook = Outlook(self._states, self._habits)
+        self._changed: set[str] = set()
+        self._changed_routes: set[str] = set()
+        self._restless: set[str] = set()  # whose breakers move as time passes
+        self._now = self._wall = 0.0
+        self._sweep_at = 0.0
+        self._routes_at = 0.0
+
+    def outlook(self, now: float, wall: float) -> Outlook:
         """What is known now. It changes with the book: a decision that awaits nothing needs no copy."""
+        self._now, self._wall = now, wall
         if now >= self._sweep_at:
-            self._sweep_at = now + SWEEP_EVERY
-            for endpoint, at in list(self._observed_at.items()):
-                if now - at >= FORGET_AFTER:
-                    del self._observed_at[endpoint]
-                    self._states[endpoint] = replace(self._states[endpoint], ttft=None)
-        return self._states
+            self._sweep(now, wall)
+        if self._restless:
+            self._changed |= self._restless
+        if self._changed:
+            for endpoint in self._changed:
+                self._rebuild(endpoint, now, wall)
+            self._changed.clear()
+        if self._changed_routes and now >= self._routes_at:
+            self._routes_at = now + REFRESH_EVERY
+            for route in self._changed_routes:
+                self._rebuild_route(route)
+            self._changed_routes.clear()
+        return self._outlook
+
+    def snapshot(self, now: float) -> Mapping[str, EndpointHealth]:  # until the pipeline reads the outlook
+        return self.outlook(now, self._wall).endpoints
+
+    def states(self, now: float) -> Mapping[str, State]:
+        """The breaker of each endpoint that this worker has used."""
+        for entry in self._entries.values():
+            entry.breaker.tick(now)
+        return {endpoint: entry.breaker.state for endpoint, entry in self._entries.items()}
 
     def start(self, endpoint: str) -> None:
-        state = self._states.get(endpoint, _UNUSED)
-        self._states[endpoint] = replace(state, in_flight=state.in_flight + 1)
+        """An attempt begins; `outlook` has just been read for it."""
+        entry = self._entry(endpoint)
+        entry.in_flight += 1
+        entry.breaker.start(self._now)
+        self._changed.add(endpoint)
 
     def finish(self, endpoint: str) -> None:
-        state = self._states[endpoint]
-        self._states[endpoint] = replace(state, in_flight=state.in_flight - 1)
+        """It is over, however it ended."""
+        entry = self._entry(endpoint)
+        entry.in_flight = max(entry.in_flight - 1, 0)
+        entry.breaker.finish()
+        self._changed.add(endpoint)
 
-    def succeed(self, endpoint: str, now: float, ttft: float) -> None:
-        self._observed_at[endpoint] = now
-        state = self._states.get(endpoint, _UNUSED)
-        self._states[endpoint] = EndpointHealth(ttft=_decayed(state.ttft, ttft), in_flight=state.in_flight)
-        self._ejections.pop(endpoint, None)
+    def succeed(self, endpoint: str, now: float, observation: Observation | float) -> None:
+        if isinstance(observation, float):  # until the pipeline tells more
+            observation = Observation(self._wall, "", observation, None, None, 1, None, None, 0, False)
+        entry = self._entry(endpoint)
+        duration = observation.ttft + (observation.seconds_per_token or 0.0) * (observation.output_tokens or 0)
+        entry.breaker.tick(now)
+        entry.breaker.succeed(now, observation.ttft, now - duration)
+        if self._learning.enabled:
+            self._own.succeed(endpoint, observation)
+            self._note(endpoint, entry)
+            self._changed_routes.add(observation.route)
+        self._changed.add(endpoint)
 
-    def fail(self, endpoint: str, now: float, *, retry_after: float | None = None) -> None:
+    def fail(self, endpoint: str, now: float, wall: float = 0.0, *, retry_after: float | None = None) -> None:
         """`retry_after`: the upstream itself said when to come back (seconds); it is left alone until then at least."""
-        self._observed_at[endpoint] = now
-        state = self._states.get(endpoint, _UNUSED)
-        failures = state.failures_in_a_row + 1
-        ejected_until = state.ejected_until
-        if retry_after is not None:
-            ejected_until = max(ejected_until, now + min(retry_after, MAX_EJECTION))
-        if failures >= EJECT_AFTER:
-            ejections = self._ejections[endpoint] = self._ejections.get(endpoint, 0) + 1
-            ejected_until = max(ejected_until, now + min(BASE_EJECTION * 2 ** (ejections - 1), MAX_EJECTION))
+        entry = self._entry(endpoint)
+        entry.breaker.tick(now)
+        entry.breaker.fail(now, retry_after)
+        if entry.breaker.state != "closed":
+            self._restless.add(endpoint)
+        if self._learning.enabled:
+            self._own.fail(endpoint, wall)
+            self._note(endpoint, entry)
+        self._changed.add(endpoint)
+
+    def export(self, wall: float) -> bytes:
+        """What this process itself has learned, as JSON (`statistics.Learned`)."""
+        self._own.prune(wall, self._learning.max_age)
+        return self._own.to_json()
+
+    def absorb(self, content: bytes) -> None:
+        """Takes up what the control plane published: what the others know, what is frozen, what is to be forgotten.
+
+        Raises ValueError for anything else, and then nothing has changed.
+        """
+        published = read_published(content)
+        if not self._learning.enabled:
+            return
+        others = published.base
+        for part in published.parts:
+            if part.process != self._process:
+                others.merge(part)
+        others.advance(max(published.at, others.at))
+        others.half_life = self._learning.half_life
+        self._others = others
+        self._forget(published.forgotten)
+        self._frozen = {(frozen.number, frozen.name): frozen.value for frozen in published.frozen}
+        self._outlook = Outlook(self._states, self._habits, published.version)
+        self._mark_everything()
+
+    def reset(self, endpoints: Collection[str] = ()) -> None:
+        """Forgets these endpoints, and routes of these names; none named: everything. Their breakers close."""
+        names = endpoints or {*self._entries, *self._all_endpoints(), *self._all_routes()}
+        self._own.forget(names)
+        self._others.forget(names)
+        self._frozen = {key: value for key, value in self._frozen.items() if key[1] not in names}
+        self._close(names)
+        self._mark_everything()
+
+    def configure(self, learning: Learning) -> None:
+        """Takes up a changed configuration. What was learned is kept unless learning was switched off."""
+        if learning.enabled:
+            for learned in (self._own, self._others):
+                learned.advance(max(self._wall, learned.at))  # the time that has passed, at the old pace
+                learned.half_life = learning.half_life
+            self._learning = learning
+        elif self._learning.enabled:
+            self._learning = learning
+            self._own, self._others, self._frozen = self._nothing(), self._nothing(), {}
+            self._outlook = Outlook(self._states, self._habits)
+        self._mark_everything()
+
+    def _forget(self, forgotten: Mapping[str, float]) -> None:
+        """Does what `reset` does for the names that an operator reset since the last publication."""
+        forget(self._own, forgotten)
+        fresh = [name for name, at in forgotten.items() if self._forgotten.get(name) != at]
+        self._close(list(self._entries) if EVERYTHING in fresh else fresh)
+        self._forgotten = dict(forgotten)
+
+    def _close(self, names: Collection[str]) -> None:
+        for name in names:
+            if name in self._entries:
+                self._entries[name].breaker = self._breaker(name)
+                self._restless.discard(name)
+
+    def _nothing(self) -> Learned:
+        return Learned(half_life=self._learning.half_life, process=self._process, worker=self._worker)
+
+    def _breaker(self, endpoint: str) -> Breaker:
+        return Breaker(f"{endpoint}:{self._worker}")
+
+    def _entry(self, endpoint: str) -> _Entry:
+        entry = self._entries.get(endpoint)
+        if entry is None:
+            entry = self._entries[endpoint] = _Entry(self._breaker(endpoint))
+        return entry
+
+    def _all_endpoints(self) -> set[str]:
+        return {*self._own.endpoints, *self._others.endpoints}
+
+    def _all_routes(self) -> set[str]:
+        return {*self._own.routes, *self._others.routes}
+
+    def _share_left(self, at: float) -> float:
+        """What a weight at the landmark `at` is worth now."""
+        return float(0.5 ** (max(self._wall - at, 0.0) / self._learning.half_life))
+
+    def _note(self, endpoint: str, entry: _Entry) -> None:
+        """Has the newest attempts travel with the export."""
+        entry.is_stale = True
+        if (statistics := self._own.endpoints.get(endpoint)) is not None:
+            statistics.recent_ttft = _slowed(entry.breaker.recent(), None)
+
+    def _mark_everything(self) -> None:
+        for endpoint in {*self._entries, *self._all_endpoints(), *self._states}:
+            entry = self._entry(endpoint)
+            entry.is_stale, entry.refresh_at = True, 0.0
+            self._changed.add(endpoint)
+        self._changed_routes |= {*self._all_routes(), *self._habits}
+        self._routes_at = 0.0
+
+    def _sweep(self, now: float, wall: float) -> None:
+        """What changes because time has passed."""
+        self._sweep_at = now + SWEEP_EVERY
+        for learned in (self._own, self._others):
+            if learned.prune(wall, self._learning.max_age):
+                self._mark_everything()
+        self._changed.update(self._entries)
+        self._changed_routes.update(self._habits)
+
+    def _rebuild(self, endpoint: str, now: float, wall: float) -> None:
+        entry = self._entry(endpoint)
+        breaker = entry.breaker
+        breaker.tick(now)
+        if breaker.state == "closed":
+            self._restless.discard(endpoint)
+        if entry.is_stale and (now >= entry.refresh_at or not entry.numbers.weight):
+            entry.is_stale, entry.refresh_at = False, now + REFRESH_EVERY
+            entry.numbers = self._work_out(endpoint)
+        numbers = entry.numbers
         self._states[endpoint] = EndpointHealth(
-            ttft=_decayed(state.ttft, PENALTY_TTFT),
-            in_flight=state.in_flight,
-            failures_in_a_row=failures,
-            ejected_until=ejected_until,
+            ttft=self._expected_ttft(endpoint, entry, wall),
+            in_flight=entry.in_flight,
+            failures_in_a_row=breaker.failures_in_a_row,
+            ejected_until=breaker.open_until,
+            ttft_p95=numbers.p95,
+            seconds_per_token=numbers.pace,
+            cache_share=self._frozen.get(("cache_share", endpoint), numbers.cache_share),
+            failure_share=numbers.failure_share,
+            admitted=breaker.admitted(now),
+            samples=numbers.weight * self._share_left(numbers.at),
         )
 
+    def _rebuild_route(self, route: str) -> None:
+        both = RouteStatistics(0.0, 0.0)
+        at = max(self._own.at, self._others.at)
+        for learned in (self._own, self._others):
+            if (statistics := learned.routes.get(route)) is not None:
+                both.merge(statistics, learned.share_left(at))
+        if not both.samples:
+            self._habits.pop(route, None)
+            return
+        self._habits[route] = RouteHabits(
+            output_tokens=self._frozen.get(("output_tokens", route), both.output_tokens),
+            input_ratio=self._frozen.get(("input_ratio", route), both.input_ratio),
+            samples=both.samples * self._share_left(at),
+        )
 
-_UNUSED = EndpointHealth()
+    def _work_out(self, endpoint: str) -> _Numbers:
+        numbers = _Numbers()
+        elsewhere = self._others.endpoints.get(endpoint)
+        if elsewhere is not None:
+            numbers.said, numbers.heard_elsewhere_at = elsewhere.recent_ttft, elsewhere.heard_at
+        at = max(self._own.at, self._others.at)
+        both = EndpointStatistics(0.0, 0.0)
+        for learned in (self._own, self._others):
+            if (statistics := learned.endpoints.get(endpoint)) is not None:
+                both.merge(statistics, learned.share_left(at))
+        if (quantiles := both.ttft.quantiles(0.5, 0.95)) is not None:
+            numbers.median, numbers.p95 = quantiles
+        numbers.pace = both.seconds_per_token.quantile(0.5)
+        numbers.cache_share = both.cache_share
+        numbers.failure_share = both.failure_share
+        numbers.weight, numbers.at = both.samples, at
+        return numbers
+
+    def _expected_ttft(self, endpoint: str, entry: _Entry, wall: float) -> float | None:
+        """Seconds; None: nobody has heard of it for a while, so it deserves to be tried."""
+        recent, numbers = entry.breaker.recent(), entry.numbers
+        frozen = self._frozen.get(("ttft", endpoint))
+        if recent is not None:
+            return _slowed(recent, numbers.median if frozen is None else frozen, is_certain=frozen is not None)
+        if numbers.said is None or wall - numbers.heard_elsewhere_at >= FORGET_AFTER:
+            return None
+        if frozen is not None:
+            return frozen
+        return _settled(numbers.said, numbers.median)
 
 
-def _decayed(mean: float | None, ttft: float) -> float:
-    return ttft if mean is None else (1 - DECAY) * mean + DECAY * ttft
+def _slowed(
+    recent: tuple[float | None, float] | None, usual: float | None, *, is_certain: bool = False
+) -> float | None:
+    """The time to expect: a failed attempt costs `PENALTY_TTFT` before the next one can begin."""
+    if recent is None:
+        return None
+    newest, failures = recent
+    if newest is None:
+        return PENALTY_TTFT
+    typical = usual if is_certain and usual is not None else _settled(newest, usual)
+    return (1 - failures) * typical + failures * PENALTY_TTFT
+
+
+def _settled(newest: float, usual: float | None) -> float:
+    return usual if usual is not None and newest / CHANGED <= usual <= newest * CHANGED else newest

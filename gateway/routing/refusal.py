@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.config.model import Endpoint
 from gateway.errors import (
     CallersMistake,
     DeadlineExceeded,
     GatewayError,
     InvalidRequest,
+    NotFound,
     PermissionDenied,
     RateLimited,
     Unavailable,
@@ -18,16 +18,21 @@ from gateway.errors import (
     UpstreamStatus,
     UpstreamTimeout,
 )
+from gateway.protocols.base import StreamError
 from gateway.protocols.complaint import read_complaint, scrub
 from gateway.routing.plan import Plan
 from gateway.routing.retry import retry_after
 
+_BY_POLICY = frozenset({"require", "data_class", "allow", "max_cost", "max_price", "max_ttft", "min_throughput"})
+"""Reasons that are constraints of the policy or of the team: they fail closed with 403."""
+_BY_REQUEST = frozenset({"capability", "protocol", "context_window", "missing_key"})
+
 
 def explain_no_candidates(plan: Plan, feature: str | None = None) -> GatewayError:
-    """Every endpoint was dropped. A policy's requirement fails closed with 403, never a silent detour.
+    """Every endpoint was dropped. A constraint fails closed with 403, never a silent detour; the message names it.
 
-    What a key in the environment would mend is 503; a request that no endpoint can do is 400. `feature`: what the
-    request has that only its protocol has.
+    What a key in the environment would mend is 503; a request that no endpoint can do is 400; a spent budget is 429;
+    a wish of the client that leaves nobody is 404. `feature`: what the request has that only its protocol has.
     """
     error = _refusal(plan)
     error.feature = feature
@@ -45,20 +50,34 @@ def _refusal(plan: Plan) -> GatewayError:
             f"{message}\nhint: send the whole conversation, or use a policy whose endpoints are of one provider",
             code="state_not_kept",
         )
-    if reasons <= {"capability", "protocol", "missing_key"}:
-        return InvalidRequest(message, code="unsupported_by_endpoints")
-    if reasons <= {"context_window", "missing_key"}:
-        return InvalidRequest(message, code="context_length_exceeded")
-    if reasons & {"require", "max_cost"}:
+    if "budget" in reasons:  # the last thing that is looked at: all else would have let it pass
+        return RateLimited(
+            f"{message}\nhint: the budget is in `teams`; what costs nothing still serves", code="budget_exceeded"
+        )
+    if reasons & _BY_POLICY:
         return PermissionDenied(message, code="policy_violation")
-    return Unavailable(message, code="no_endpoint_available")
+    if "wish" in reasons:
+        return NotFound(
+            f"{message}\nhint: names in `provider` are ids of endpoints and providers of this gateway",
+            code="no_endpoint_for_wishes",
+            param="provider",
+        )
+    if "context_window" in reasons and reasons <= _BY_REQUEST:
+        return InvalidRequest(message, code="context_length_exceeded")
+    return InvalidRequest(message, code="unsupported_by_endpoints")
 
 
-def explain_mistake(error: UpstreamStatus, secrets: Sequence[str]) -> CallersMistake:
-    """The caller's own mistake, in the words of the upstream less everything that may be secret, with a stable code."""
-    complaint = read_complaint(error.status, error.headers, error.body)
-    message = scrub(complaint.message or f"the provider answered {error.status}", secrets)
-    mistake = CallersMistake(message, status=error.status, code=complaint.code, param=complaint.param)
+def explain_mistake(error: UpstreamStatus | StreamError, secrets: Sequence[str]) -> CallersMistake:
+    """The caller's own mistake, in the words of the upstream less everything that may be secret, with a stable code.
+
+    One that was told with status 200 is told on as 400.
+    """
+    if isinstance(error, StreamError):
+        status, complaint = 400, read_complaint(200, (), error.body)
+    else:
+        status, complaint = error.status, read_complaint(error.status, error.headers, error.body)
+    message = scrub(complaint.message or f"the provider answered {status}", secrets)
+    mistake = CallersMistake(message, status=status, code=complaint.code, param=complaint.param)
     mistake.upstream_code = complaint.detail_code
     return mistake
 
@@ -76,10 +95,3 @@ def explain_failures(failures: Sequence[tuple[str, UpstreamError]], *, now_epoch
     if isinstance(errors[-1], UpstreamTimeout):
         return DeadlineExceeded(message, code=errors[-1].kind)
     return UpstreamFailed(message, code="upstream_error")
-
-
-def is_larger(endpoint: Endpoint, failed: Endpoint) -> bool:
-    """Whether an endpoint may take a prompt that was too long for another. An unknown window is not a small one."""
-    if endpoint.context_window is None or failed.context_window is None:
-        return endpoint.context_window is None or endpoint.context_window != failed.context_window
-    return endpoint.context_window > failed.context_window

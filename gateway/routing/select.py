@@ -1,69 +1,233 @@
 """Selections: small pure functions that order the endpoints a policy may use. Registered in `SELECTIONS`.
 
-An endpoint of unknown price is not free and one of unknown latency is not fast: `cost` puts the first last,
-`latency` tries the second once, between the fast and the slow, so that it becomes known.
+Each sets `score` and `strain` of the prospects, which were made for this one decision, and sorts them.
+
+What is not known is treated so that it becomes known, and does no harm meanwhile. An endpoint of unknown price is not
+free: it comes last. One of unknown speed is assumed to be twice as fast as the median of the known ones, but only
+while it has no request of this worker: as soon as it is being tried it counts as the median, so that one request tries
+it and not all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from operator import attrgetter
 from random import Random
 
-from gateway.config.model import Policy, Select
-from gateway.types import Candidate
+import msgspec
 
-Selection = Callable[[Sequence[Candidate], Policy, Random], list[Candidate]]
+from gateway.config.model import Policy, Select
 
 OPTIMISTIC_TTFT = 0.5
-"""Seconds assumed for an endpoint that was never measured."""
+"""Seconds assumed where nothing is known of any endpoint."""
+OPTIMISTIC_SECONDS_PER_TOKEN = 0.01
+OPTIMISM = 0.5
+"""Of the median of the known ones: what is assumed of an endpoint that nobody tries just now."""
+ALIKE = 1.2
+"""Endpoints whose expected time is within this factor of the best one are as good as it; their load decides."""
+_NEXT_TO_NOTHING = 1e-3
+"""Of the highest: the lowest counts as that much at least, or nothing could be compared with what is free."""
+USUAL_CAPACITY = 64
+"""Requests at once, of an endpoint that does not say. Each of them makes it slower by that share."""
 
 
-def by_priority(pool: Sequence[Candidate], policy: Policy, rng: Random) -> list[Candidate]:
+class Prospect(msgspec.Struct, gc=False):
+    """An endpoint that may serve, while it is being decided. `cost`: in 10**-12 USD. `tier`: 0 for the policy's own.
+
+    `seconds`: until the client sees something, more where the endpoint is busy; negative: not known. `score`: by which
+    it is ordered. `strain`: how bad it would be to take it, where twice of something is twice as bad.
+    """
+
+    endpoint: str
+    tier: int
+    cost: int | None
+    ttft: float | None
+    seconds_per_token: float | None
+    seconds: float
+    in_flight: int
+    load: float
+    seed: int
+    ejected: bool = False
+    score: float = 0.0
+    strain: float = 0.0
+    placed_by: str | None = None
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """What of the request matters here. `waited_tokens`: output for which somebody waits before seeing anything."""
+
+    policy: Policy
+    waited_tokens: float
+    rng: Random
+
+
+Selection = Callable[[list[Prospect], Asked], None]
+_by_score = attrgetter("score")
+_by_strain = attrgetter("strain")
+_by_strain_and_score = attrgetter("strain", "score")
+
+
+def by_priority(pool: list[Prospect], asked: Asked) -> None:
     """As written in the policy."""
-    return list(pool)
 
 
-def by_cost(pool: Sequence[Candidate], policy: Policy, rng: Random) -> list[Candidate]:
-    """Cheapest first, unknown prices last; ties in the policy's order."""
-    return sorted(pool, key=lambda c: (c.expected_cost is None, c.expected_cost or Decimal(0)))
+def by_cost(pool: list[Prospect], asked: Asked) -> None:
+    """Cheapest first, unknown prices last; ties by expected time, then in the policy's order."""
+    for prospect in pool:
+        prospect.strain = math.inf if prospect.cost is None else prospect.cost
+    pool.sort(key=_by_strain)
+    if any([one.strain == next.strain for one, next in pairwise(pool)]):
+        for prospect, seconds in zip(pool, _expected_seconds(pool, asked), strict=True):
+            prospect.score = seconds
+        pool.sort(key=_by_strain_and_score)
 
 
-def by_latency(pool: Sequence[Candidate], policy: Policy, rng: Random) -> list[Candidate]:
-    """Lowest expected TTFT first; ties in the policy's order."""
-    return sorted(pool, key=_expected_ttft)
+def by_latency(pool: list[Prospect], asked: Asked) -> None:
+    """Lowest expected time first. Of those that are nearly as fast as the best, two are drawn, and the less busy one
+    goes first: the best alone would get everything until it is the best no more, and all workers think alike.
+
+    Source: Mitzenmacher, "The power of two choices in randomized load balancing", 2001.
+    """
+    for prospect, seconds in zip(pool, _expected_seconds(pool, asked), strict=True):
+        prospect.score = prospect.strain = seconds
+    pool.sort(key=_by_score)
+    _spread(pool, asked.rng)
 
 
-def by_balance(pool: Sequence[Candidate], policy: Policy, rng: Random) -> list[Candidate]:
-    """Lowest sum of cost and TTFT, each taken relative to the highest in the pool; unknown prices last."""
-    highest_cost = max((c.expected_cost for c in pool if c.expected_cost is not None), default=Decimal(0)) or Decimal(1)
-    highest_ttft = max((_expected_ttft(c) for c in pool), default=1.0) or 1.0
-
-    def score(candidate: Candidate) -> tuple[bool, float]:
-        share = float((candidate.expected_cost or Decimal(0)) / highest_cost)
-        return candidate.expected_cost is None, share + _expected_ttft(candidate) / highest_ttft
-
-    return sorted(pool, key=score)
+def by_throughput(pool: list[Prospect], asked: Asked) -> None:
+    """Most tokens per second first."""
+    for prospect, pace in zip(pool, _expected_pace(pool), strict=True):
+        prospect.score = prospect.strain = pace
+    pool.sort(key=_by_score)
 
 
-def by_weight(pool: Sequence[Candidate], policy: Policy, rng: Random) -> list[Candidate]:
+def by_balance(pool: list[Prospect], asked: Asked) -> None:
+    """Lowest weighted sum of cost, expected time, time per token and load, each taken relative to the lowest (0) and
+    the highest (1) in the pool; unknown prices last, where price matters.
+
+    The strain is the weighted sum of how many times the lowest each of them is.
+    """
+    if not pool:
+        return
+    balance = asked.policy.balance
+    weights = [balance.get(name, 0.0) for name in ("cost", "latency", "throughput", "load")]
+    nothing = [0.0] * len(pool)
+    dearest = max([prospect.cost for prospect in pool if prospect.cost is not None], default=0)
+    costs = [float(dearest if prospect.cost is None else prospect.cost) for prospect in pool] if weights[0] else nothing
+    times = _expected_seconds(pool, asked) if weights[1] else nothing
+    paces = _expected_pace(pool) if weights[2] else nothing
+    loads = [1.0 + prospect.load for prospect in pool] if weights[3] else nothing
+    # What is taken off all of them alike changes no order, so each is only multiplied.
+    scale, ratio = [], []
+    for weight, values in zip(weights, (costs, times, paces, loads), strict=True):
+        lowest, highest = min(values), max(values)
+        scale.append(weight / (highest - lowest) if highest > lowest else 0.0)
+        ratio.append(weight / max(lowest, highest * _NEXT_TO_NOTHING) if highest > 0.0 else 0.0)
+    (a, b, c, d), (e, f, g, h) = scale, ratio
+    for prospect, cost, time, pace, load in zip(pool, costs, times, paces, loads, strict=True):
+        prospect.score = a * cost + b * time + c * pace + d * load
+        prospect.strain = e * cost + f * time + g * pace + h * load
+    if weights[0] and dearest:
+        for prospect in pool:
+            if prospect.cost is None:
+                prospect.score = prospect.strain = math.inf
+    pool.sort(key=_by_score)
+
+
+def by_weight(pool: list[Prospect], asked: Asked) -> None:
     """A random order in which each next endpoint is drawn with its share of the remaining weight.
 
     Sorting by u^(1/w) with u uniform in (0, 1] draws without replacement in proportion to w (Efraimidis and
     Spirakis, "Weighted random sampling with a reservoir", 2006); its logarithm orders alike, and small weights do not
     underflow. Weight 0 comes last, in the policy's order.
     """
+    weights, rng = asked.policy.weights, asked.rng
+    for prospect in pool:
+        weight = weights.get(prospect.endpoint, 1.0)
+        prospect.score = -math.log(1.0 - rng.random()) / weight if weight > 0 else math.inf
+    pool.sort(key=_by_score)
 
-    def draw(candidate: Candidate) -> float:
-        weight = policy.weights.get(candidate.endpoint, 1.0)
-        return -math.log(1.0 - rng.random()) / weight if weight > 0 else math.inf
 
-    return sorted(pool, key=draw)
+def choose_sticky(pool: Sequence[Prospect], key: int, weights: Mapping[str, float]) -> Prospect | None:
+    """Always the same of them for the same `key` (64 bits), whoever else comes or goes. `weights`: 1 where left out.
+
+    Rendezvous hashing with weights: each endpoint draws -ln(u)/w with u made of the key and of itself, and the lowest
+    wins, so that one that leaves gives up only what it had. Source: Thaler and Ravishankar, "Using name-based mappings
+    to increase hit rates", 1998.
+    """
+    best, lowest = None, math.inf
+    for prospect in pool:
+        drawn = -uniform(key ^ prospect.seed)  # orders as its logarithm does
+        if weights:
+            weight = weights.get(prospect.endpoint, 1.0)
+            drawn = -math.log(-drawn) / weight if weight > 0 else math.inf
+        if drawn < lowest:
+            best, lowest = prospect, drawn
+    return best
 
 
-def _expected_ttft(candidate: Candidate) -> float:
-    return OPTIMISTIC_TTFT if candidate.expected_ttft is None else candidate.expected_ttft
+def uniform(bits: int) -> float:
+    """In (0, 1], spread evenly over all 64-bit numbers: the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast
+    splittable pseudorandom number generators", 2014)."""
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return ((bits ^ (bits >> 31)) + 1) / 0x10000000000000000
+
+
+def _spread(pool: list[Prospect], rng: Random) -> None:
+    """`pool`: the best first."""
+    if len(pool) < 2:
+        return
+    bar = pool[0].score * ALIKE
+    alike = 1
+    while alike < len(pool) and pool[alike].score <= bar:
+        alike += 1
+    if alike == 1:
+        return
+    one, other = int(rng.random() * alike), int(rng.random() * (alike - 1))
+    other += other >= one
+    a, b = pool[one], pool[other]
+    chosen = other if (b.in_flight, b.score) < (a.in_flight, a.score) else one
+    pool.insert(0, pool.pop(chosen))
+
+
+def _expected_seconds(pool: Sequence[Prospect], asked: Asked) -> list[float]:
+    """Until the client sees something, with what is not known filled in."""
+    seconds = [prospect.seconds for prospect in pool]
+    if not seconds or min(seconds) >= 0.0:
+        return seconds
+    usual_ttft = _median([prospect.ttft for prospect in pool if prospect.ttft is not None], OPTIMISTIC_TTFT)
+    paces = _expected_pace(pool) if asked.waited_tokens else ()
+    for place, prospect in enumerate(pool):
+        if prospect.seconds < 0.0:
+            ttft = prospect.ttft if prospect.ttft is not None else usual_ttft * _optimism(prospect)
+            if paces:
+                ttft += paces[place] * asked.waited_tokens
+            seconds[place] = ttft * (1.0 + prospect.load)
+    return seconds
+
+
+def _expected_pace(pool: Sequence[Prospect]) -> list[float]:
+    """Seconds per output token, with what is not known filled in."""
+    known = [prospect.seconds_per_token for prospect in pool if prospect.seconds_per_token is not None]
+    if len(known) == len(pool):
+        return known
+    usual = _median(known, OPTIMISTIC_SECONDS_PER_TOKEN)
+    return [
+        usual * _optimism(prospect) if prospect.seconds_per_token is None else prospect.seconds_per_token
+        for prospect in pool
+    ]
+
+
+def _median(known: list[float], otherwise: float) -> float:
+    """`otherwise` where nothing is known; that is what is assumed of everybody then, so it is doubled here."""
+    return sorted(known)[len(known) // 2] if known else otherwise / OPTIMISM
+
+
+def _optimism(prospect: Prospect) -> float:
+    return OPTIMISM if prospect.in_flight == 0 else 1.0
 
 
 SELECTIONS: dict[Select, Selection] = {

@@ -106,3 +106,49 @@ api_keys = Table(
     CheckConstraint("role IN ('key', 'admin')", name="role"),
     CheckConstraint("octet_length(secret_hash) = 32", name="secret_hash"),
 )
+
+# One row for each decided request; `body` is what `gateway.routing.explanation` writes.
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("at", TIME, nullable=False),
+    Column("team", Text, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("policy_version", Text, nullable=False),
+    Column("endpoint", Text),  # the first candidate; null: nobody may serve it
+    Column("refusal", Text),  # the code of the error that the client got instead of an attempt
+    Column("body", JSONB, nullable=False),
+    Index(None, "at"),
+)
+
+# Every version of the configuration that came into force. `document` has no secrets; `is_complete`: nothing was masked.
+configurations = Table(
+    "configurations",
+    metadata,
+    Column("version", Text, primary_key=True),
+    Column("at", TIME, nullable=False, server_default=func.now()),
+    Column("author", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("note", Text),
+    Column("document", JSONB, nullable=False),
+    Column("is_complete", Boolean, nullable=False),
+)
+
+# Movements of traffic from one endpoint to another.
+escapes = Table(
+    "escapes",
+    metadata,
+    Column("escape_id", Text, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("started_at", TIME, nullable=False, server_default=func.now()),
+    Column("ended_at", TIME),
+    Column("author", Text, nullable=False),
+    Column("plan", JSONB, nullable=False),
+    Column("report", JSONB),
+    Column("events", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
+    Index(None, "started_at"),
+)

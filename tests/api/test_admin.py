@@ -17,7 +17,8 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, insert, update
 
 from gateway.accounting.reports import report, to_json
-from gateway.api.admin import MAX_KEY_REQUEST, AdminServices, create_admin_router, install_error_handlers
+from gateway.api.admin import AdminServices, create_admin_router
+from gateway.api.admin_http import MAX_BODY, install_error_handlers
 from gateway.api.admin_models import AttemptList, UsageReport
 from gateway.config.model import Configuration, Match, Policy, Route, Secret
 from gateway.errors import StoreError
@@ -389,7 +390,7 @@ async def test_wrong_keys_are_not_made(client: httpx.AsyncClient, body: bytes, p
 
 async def test_a_body_is_bounded(client: httpx.AsyncClient) -> None:
     async def endless() -> AsyncIterator[bytes]:
-        for _ in range(MAX_KEY_REQUEST // 1024 + 1):
+        for _ in range(MAX_BODY // 1024 + 1):
             yield b" " * 1024
 
     refusal(await client.post("/admin/api/keys", content=endless()), 413)

@@ -284,10 +284,10 @@ async def test_what_is_no_http_does_not_disturb_others(gateway: Gateway) -> None
 async def test_a_mistake_of_ours_is_500_in_the_same_shape(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(self: HealthBook, now: float) -> None:
+    def fail(self: HealthBook, now: float, wall: float) -> None:
         raise RuntimeError("private words")
 
-    monkeypatch.setattr(HealthBook, "snapshot", fail)
+    monkeypatch.setattr(HealthBook, "outlook", fail)
     client = gateway.client()
     response = await client.post(CHAT, json=chat(model="gpt-a"))
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")

@@ -1,3 +1,4 @@
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,6 @@ teams:
 """
 
 
-@pytest.fixture(autouse=True)
-def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def test_a_valid_document_gives_its_summary_and_every_warning(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "a.yaml").write_text(VALID)
@@ -59,7 +55,152 @@ def test_a_valid_document_gives_its_summary_and_every_warning(tmp_path: Path) ->
         "hint: write `select: weighted`",
         "conf/a.yaml:18: warning: policy `unused` is used by no route",
         "hint: add a route to it, or remove it",
-        "conf/a.yaml:20: warning: `teams.t.budget` is recorded but not enforced by this version",
+        "conf/a.yaml:20: warning: `teams.t.budget` is soft: once it is spent requests go on",
+        "hint: write `hard: true` to refuse what costs money from then on",
+    ]
+
+
+BASE = """\
+version: 1
+providers: {l: {adapter: local, model: m}}
+endpoints: {a: {provider: l, region: eu, data_classes: [c]}, b: {provider: l}}
+routes: [{policy: p}]
+policies:
+"""
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("policy", "warning"),
+    [
+        (
+            "{endpoints: [a], balance: {cost: 1}}",
+            "`balance` has no effect with `select: priority` | write `select: balanced`",
+        ),
+        (
+            "{endpoints: [a], hedge: {}}",
+            "there is no second endpoint to hedge with in policy `p` | add an endpoint, or remove `hedge`",
+        ),
+        (
+            "{endpoints: [a, b], require: {region: eu}, hedge: {}}",
+            "there is no second endpoint to hedge with in policy `p` | add an endpoint, or remove `hedge`",
+        ),
+        (
+            "{endpoints: [a], streaming: {on_failure: continue}}",
+            "there is no second endpoint to continue at in policy `p` | add an endpoint, or write `on_failure: error`",
+        ),
+        (
+            "{endpoints: [a], streaming: {on_failure: restart}}",
+            "there is no second endpoint to restart at in policy `p` | add an endpoint, or write `on_failure: error`",
+        ),
+        (
+            "{endpoints: [a, b], streaming: {hold_tokens: 8}}",
+            "`hold_tokens` has no effect with `on_failure: error` | write `on_failure: restart`",
+        ),
+        (
+            "{endpoints: [a], streaming: {slow_after: 8s}}",
+            "`slow_after` has no effect without `min_tokens_per_second` | add `min_tokens_per_second`, or remove it",
+        ),
+        (
+            "{endpoints: [a], timeouts: {ttft: 20s, total: 10s}}",
+            "`ttft` (20s) is longer than `total` (10s), which ends the request first "
+            "| make it shorter, or raise `total`",
+        ),
+        (
+            "{endpoints: [a], timeouts: {idle: 20s, total: 10s}}",
+            "`idle` (20s) is longer than `total` (10s), which ends the request first "
+            "| make it shorter, or raise `total`",
+        ),
+        (
+            "{endpoints: [a], limits: {max_ttft: 31s}}",
+            "`max_ttft` (31s) is longer than the 30s after which a stream is given up "
+            "| lower it, or raise `timeouts.ttft` and `timeouts.total`",
+        ),
+        (
+            "{endpoints: [a, b], timeouts: {total: 20s}, hedge: {after: 20s}}",
+            "`after` (20s) is not shorter than the 20s after which a stream is given up | lower it, or write `p95`",
+        ),
+        (
+            "{endpoints: [a], fallback: q}",
+            "policy `q` has no other endpoint that policy `p` may use | add an endpoint to it, or remove `fallback`",
+        ),
+        (
+            "{endpoints: [a], require: {region: eu}, fallback: r}",
+            "policy `r` has no other endpoint that policy `p` may use | add an endpoint to it, or remove `fallback`",
+        ),
+    ],
+)
+def test_what_has_no_effect_in_a_policy(policy: str, warning: str) -> None:
+    others = {"q": "  q: {endpoints: [a]}\n", "r": "  r: {endpoints: [b]}\n"}
+    used = "".join(line for id, line in others.items() if f"fallback: {id}" in policy)
+    Path("c.yaml").write_text(f"{BASE}  p: {policy}\n{used}")
+    code, lines = check_report(Path("c.yaml"), {}, NOW)
+    message, _, hint = warning.partition(" | ")
+    assert (code, lines[1:]) == (0, [f"c.yaml:6: warning: {message}", f"hint: {hint}"])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "{endpoints: [a, b], hedge: {after: 29s}, streaming: {on_failure: restart, hold_tokens: 8}}",
+        "{endpoints: [a], canary: {endpoint: b, percent: 1}, hedge: {}, streaming: {on_failure: continue}}",
+        "{endpoints: [a], select: balanced, balance: {cost: 1}, sticky: session}",
+        "{endpoints: [a, b], select: weighted, weights: {a: 2}, sticky: key}",
+        "{endpoints: [a], timeouts: {total: 10s}, limits: {max_ttft: 10s}}",
+        "{endpoints: [a], streaming: {min_tokens_per_second: 2, slow_after: 8s}}",
+    ],
+)
+def test_what_has_an_effect_is_no_warning(policy: str) -> None:
+    Path("c.yaml").write_text(f"{BASE}  p: {policy}\n")
+    assert len(check_report(Path("c.yaml"), {}, NOW)[1]) == 1
+
+
+def test_a_policy_is_used_by_those_that_fall_back_to_it() -> None:
+    policies = (
+        "  p: {endpoints: [a], hedge: {}, fallback: q}\n  q: {endpoints: [b], fallback: r}\n  r: {endpoints: [c]}\n"
+    )
+    Path("c.yaml").write_text(BASE.replace("b: {provider: l}", "b: {provider: l}, c: {provider: l}") + policies)
+    assert len(check_report(Path("c.yaml"), {})[1]) == 1
+    Path("c.yaml").write_text(Path("c.yaml").read_text().replace("{policy: p}", "{policy: q}"))
+    assert check_report(Path("c.yaml"), {})[1][1:] == [
+        "c.yaml:6: warning: policy `p` is used by no route",
+        "hint: add a route to it, or remove it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("match", "warning"),
+    [
+        (
+            "window: {until: 2026-02-28}",
+            "route `route-1` never matches again: its window ended on 2026-02-28 | remove the route, or move `until`",
+        ),
+        ("window: {until: 2026-03-01}", None),
+        ("window: {until: 2026-03-01, zone: Pacific/Kiritimati}", (
+            "route `route-1` never matches again: its window ended on 2026-03-01 | remove the route, or move `until`"
+        )),
+        ("window: {until: 2026-03-01, zone: Pacific/Honolulu}", None),
+        ("data_class: c", None),
+        ("data_class: [d, c]", None),
+        ("data_class: [d, e]", (
+            "no endpoint of policy `p` accepts what route `route-1` takes "
+            "| name the class in the `data_classes` of one: as it stands, the route refuses every request"
+        )),
+    ],
+)  # fmt: skip
+def test_routes_that_are_over_or_refuse_everything(match: str, warning: str | None) -> None:
+    routes = BASE.replace("{policy: p}", f"{{policy: p, match: {{{match}}}}}")
+    Path("c.yaml").write_text(routes + "  p: {endpoints: [a, b]}\n")
+    code, lines = check_report(Path("c.yaml"), {}, NOW)
+    message, _, hint = (warning or "").partition(" | ")
+    assert (code, lines[1:]) == (0, [f"c.yaml:4: warning: {message}", f"hint: {hint}"] if warning else [])
+
+
+def test_a_hard_budget_may_be_exceeded_for_seconds() -> None:
+    Path("c.yaml").write_text(BASE + "  p: {endpoints: [a]}\nteams: {t: {budget: {usd: 5, hard: true}}}\n")
+    assert check_report(Path("c.yaml"), {})[1][1:] == [
+        "c.yaml:7: warning: `teams.t.budget` is enforced within seconds: what is spent in between may exceed it",
         "hint: limit the spending at the provider as well",
     ]
 
@@ -74,10 +215,23 @@ def test_no_routes_is_worth_a_warning(tmp_path: Path) -> None:
 
 
 def test_narrow_routes_do_not_hide_those_after_them() -> None:
-    conditions = ("domain: d", "key: k", "header: {x-a: '*'}", "stream: true", "max_input_tokens: 5", "team: pay*")
+    conditions = (
+        "domain: d",
+        "complexity: simple",
+        "key: k",
+        "project: '*'",
+        "header: {x-a: '*'}",
+        "tag: {env: '*'}",
+        "data_class: c",
+        "stream: true",
+        "min_input_tokens: 2",
+        "max_input_tokens: 5",
+        "window: {days: mon-fri}",
+        "team: pay*",
+    )
     routes = "".join(f"- {{match: {{model: '*', {condition}}}, policy: p}}\n" for condition in conditions)
     Path("c.yaml").write_text(
-        "version: 1\nproviders: {l: {adapter: local, model: m}}\nendpoints: {a: {provider: l}}\n"
+        "version: 1\nproviders: {l: {adapter: local, model: m}}\nendpoints: {a: {provider: l, data_classes: [c]}}\n"
         f"policies: {{p: {{endpoints: [a]}}}}\ndomains: {{d: {{}}}}\nroutes:\n{routes}- policy: p\n"
     )
     code, lines = check_report(Path("c.yaml"), {})

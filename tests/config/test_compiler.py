@@ -2,33 +2,36 @@
 
 from decimal import Decimal
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.config.compiler import KEYS, compile_configuration
+from gateway.config.compiler import compile_configuration
 from gateway.config.document import Document, read_document
-from gateway.config.model import AS_ASKED, AwsKeys, Configuration, Endpoint, Limits, Match, Secret, Timeouts
+from gateway.config.keys import KEYS
+from gateway.config.model import (
+    AS_ASKED,
+    Allow,
+    AwsKeys,
+    Budget,
+    Classifier,
+    Decisions,
+    Endpoint,
+    Learning,
+    Limits,
+    Match,
+    Secret,
+    Server,
+    Team,
+    Timeouts,
+    Window,
+)
 from gateway.config.row_book import shipped_rows
 from gateway.errors import ConfigError
 from gateway.types import Rates
-
-
-@pytest.fixture(autouse=True)
-def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def read(text: str) -> Document:
-    Path("c.yaml").write_text(dedent(text))
-    return read_document(Path("c.yaml"))
-
-
-def build(text: str, **environ: str) -> Configuration:
-    return compile_configuration(read(text), environ)
+from tests.config.documents import build, read
 
 
 def messages(text: str, environ: dict[str, str] | None = None) -> list[str]:
@@ -54,7 +57,19 @@ def test_everything_compiles() -> None:
         endpoints:
           asked: {provider: p, model: "*"}
           named:
-            {provider: p, model: big, region: us, context_window: 8192, capabilities: [stream, tools], speaks: [chat]}
+            provider: p
+            model: big
+            region: us
+            context_window: 8192
+            capabilities: [stream, tools]
+            speaks: [chat]
+            license: Apache-2.0
+            freshness: real-time
+            data_classes: [internal, confidential]
+            quantization: FP8
+            zdr: true
+            distillable: true
+            max_in_flight: 8
           plain: {provider: p, capabilities: []}
           local: {provider: l, price: {input: 0.15, output: 0.600, cache_write: 1, request: 0.0000001}}
         routes:
@@ -66,7 +81,13 @@ def test_everything_compiles() -> None:
               key: [k1]
               header: {X-Tier: "gold*"}
               stream: false
+              min_input_tokens: 10
               max_input_tokens: 100
+              complexity: [simple, complex]
+              project: "web-*"
+              tag: {env: "prod*", "app/x": shop}
+              data_class: confidential
+              window: {days: sat}
             policy: full
           - policy: bare
         policies:
@@ -82,8 +103,15 @@ def test_everything_compiles() -> None:
         domains: {finance: {examples: ["pay ${AMOUNT}"], keywords: []}}
         teams:
           payments: {cost_center: CC-104, budget: {usd: 500.5, per: month, hard: true}}
-          other: {}
-        server: {max_body_bytes: 2048}
+          other:
+            data_class: internal
+            priority: 0
+            weight: 0.5
+            allow: {endpoints: "n*", providers: [p], regions: [us, eu], models: ["b?g"]}
+        server: {max_body_bytes: 2048, max_in_flight: 200, max_waiting: 0, max_wait: 1500ms}
+        classifier: {model: examples}
+        learning: {enabled: false, half_life: 1h, max_age: 30d, max_drift: 1.5}
+        decisions: {keep: 400d}
         """,
         KEY="sk-secret\n",
     )
@@ -103,7 +131,16 @@ def test_everything_compiles() -> None:
         context_window=8192,
         capabilities=frozenset({"stream", "tools"}),
         speaks=("chat",),
+        license="apache-2.0",
+        freshness="real-time",
+        data_classes=frozenset({"internal", "confidential"}),
+        quantization="fp8",
+        zdr=True,
+        data_collection=False,
+        distillable=True,
+        max_in_flight=8,
     )
+    assert endpoints["plain"].data_collection and not endpoints["plain"].zdr and not endpoints["plain"].distillable
     assert endpoints["local"].rates == Rates(
         input=Decimal("0.15"), output=Decimal("0.600"), cache_write_5m=Decimal(1), request=Decimal("1E-7")
     )
@@ -117,7 +154,13 @@ def test_everything_compiles() -> None:
         key=("k1",),
         header={"x-tier": "gold*"},
         stream=False,
+        min_input_tokens=10,
         max_input_tokens=100,
+        complexity=("simple", "complex"),
+        project=("web-*",),
+        tag={"env": "prod*", "app/x": "shop"},
+        data_class=("confidential",),
+        window=Window(days=frozenset({5})),
     )
     assert second.match == Match()
     full, bare = configuration.policies.values()
@@ -129,10 +172,30 @@ def test_everything_compiles() -> None:
     assert (bare.select, bare.retry.attempts, bare.timeouts, bare.limits) == ("priority", 1, Timeouts(), Limits())
     (finance,) = configuration.domains
     assert (finance.id, finance.examples, finance.keywords) == ("finance", ("pay ${AMOUNT}",), ())
-    assert configuration.teams["payments"].budget == {"usd": Decimal("500.5"), "per": "month", "hard": True}
-    assert configuration.teams["other"].cost_center is None
-    assert configuration.server.max_body_bytes == 2048
+    assert configuration.teams["payments"] == Team(
+        id="payments", cost_center="CC-104", budget=Budget(usd=Decimal("500.5"), per="month", hard=True)
+    )
+    assert configuration.teams["other"] == Team(
+        id="other",
+        data_class="internal",
+        priority=0,
+        weight=0.5,
+        allow=Allow(endpoints=("n*",), providers=("p",), regions=("us", "eu"), models=("b?g",)),
+    )
+    assert configuration.server == Server(max_body_bytes=2048, max_in_flight=200, max_waiting=0, max_wait=1.5)
+    assert configuration.classifier == Classifier(model="examples")
+    assert configuration.learning == Learning(enabled=False, half_life=3600.0, max_age=30 * 86400.0, max_drift=1.5)
+    assert configuration.decisions == Decisions(keep=400 * 86400.0)
     assert "sk-secret" not in repr(configuration)
+
+
+def test_what_is_left_out_has_the_model_s_defaults() -> None:
+    text = "version: 1\nserver: {}\nlearning: {}\ndecisions: {}\nclassifier: {}\nteams: {t: {}, b: {budget: {usd: 5}}}"
+    bare = build(text)
+    assert (bare.server, bare.learning, bare.classifier) == (Server(), Learning(), Classifier())
+    assert bare.decisions == Decisions() and bare.decisions.keep == 7 * 86400
+    assert bare.teams["t"] == Team(id="t") and bare.teams["b"].budget == Budget(usd=Decimal(5))
+    assert build("version: 1\ndecisions: {keep: off}").decisions.keep == 0
 
 
 def test_a_provider_with_an_unset_variable_is_missing_until_it_is_set() -> None:

@@ -1,53 +1,13 @@
 """Every mistake has its line, its message and its hint."""
 
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
 from gateway.config.compiler import compile_configuration
-from gateway.config.document import Document, read_document
+from gateway.config.document import read_document
 from gateway.errors import ConfigError
-
-BASE = """\
-version: 1
-providers:
-  p: {adapter: openai, base_url: https://host/v1}
-  l: {adapter: local, model: small}
-endpoints:
-  a: {provider: p, model: big, region: us}
-  b: {provider: l, region: eu}
-policies:
-  x: {endpoints: [a, b]}
-"""
-
-
-@pytest.fixture(autouse=True)
-def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def read(text: str) -> Document:
-    Path("c.yaml").write_text(dedent(text))
-    return read_document(Path("c.yaml"))
-
-
-def mistakes(text: str, environ: dict[str, str] | None = None) -> list[str]:
-    """`LINE: message | hint` of each mistake."""
-    with pytest.raises(ConfigError) as caught:
-        compile_configuration(read(text), environ or {})
-    assert {mistake.file for mistake in caught.value.mistakes} == {"c.yaml"}
-    return [f"{mistake.line}: {mistake.message} | {mistake.hint}" for mistake in caught.value.mistakes]
-
-
-TOP = "one of `adapters`, `domains`, `endpoints`, `policies`, `providers`, `routes`, `server`, `teams`, `version`"
-DURATION = "write `5s`, `300ms`, `2m`, `1h`, or a number of seconds"
-PRICE = "give both `input` and `output`, in USD per million tokens; without `price` the catalogue"
-ID = "letters, digits, `.`, `_` and `-`, the first a letter or digit, at most 64"
-TEXT = "write one text; put quotes around a number, `true`, `false` or `null`"
-MAPPING = "write `{key: value}`, or its keys indented on the next lines"
-LIST = "write it in brackets, as in `[a, b]`"
-ADDRESS = "write it as in `https://host/v1`"
+from tests.config.documents import ADDRESS, BASE, DURATION, ID, LIST, LONG, MAPPING, PRICE, TEXT, TOP, mistakes
 
 
 @pytest.mark.parametrize(
@@ -76,7 +36,73 @@ ADDRESS = "write it as in `https://host/v1`"
             "10: `server.max_body_bytes` must be a whole number from 1024 to 1073741824 "
             "| write a whole number in that range",
         ),
+        (
+            "server: {max_in_flight: 0}",
+            "10: `server.max_in_flight` must be a whole number from 1 to 1000000 | write a whole number in that range",
+        ),
+        (
+            "server: {max_waiting: -1}",
+            "10: `server.max_waiting` must be a whole number from 0 to 1000000 | write a whole number in that range",
+        ),
+        ("server: {max_wait: off}", f"10: `server.max_wait` is not a duration: `off` | {DURATION}"),
+        # what is learned and kept
+        ("classifier: {model: best}", "10: unknown `model` `best` | one of `examples`, `trained`"),
+        (
+            "learning: {enabled: off}",
+            "10: `learning.enabled` must be `true` or `false`, not text | write `true` or `false`, without quotes",
+        ),
+        (
+            "learning: {half_life: 2d}",
+            f"10: `learning.half_life` must be more than 0 and at most 24h | {DURATION}",
+        ),
+        (
+            "learning: {max_age: 31d}",
+            f"10: `learning.max_age` must be more than 0 and at most 30d | {LONG.format('')}",
+        ),
+        (
+            "learning: {max_drift: 1}",
+            "10: `learning.max_drift` must be a number from 1.1 to 1000 | write a number in that range",
+        ),
+        (
+            "decisions: {keep: 401d}",
+            f"10: `decisions.keep` must be more than 0 and at most 400d | {LONG.format('`off`, ')}",
+        ),
+        ("decisions: {keep: 7 days}", f"10: `decisions.keep` is not a duration: `7 days` | {LONG.format('`off`, ')}"),
+        (
+            "decisions: {keep: 0}",
+            f"10: `decisions.keep` must be more than 0 and at most 400d | {LONG.format('`off`, ')}",
+        ),
+        (
+            "decisions: {keep: false}",
+            f"10: `decisions.keep` must be a duration, not `false` | {LONG.format('`off`, ')}",
+        ),
+        # teams
+        ("teams: {t: {data_class: a b}}", f"10: `a b` cannot be an id | {ID}"),
+        (
+            "teams: {t: {priority: 10}}",
+            "10: `teams.t.priority` must be a whole number from 0 to 9 | write a whole number in that range",
+        ),
+        (
+            "teams: {t: {weight: 0}}",
+            "10: `teams.t.weight` must be a number from 0.01 to 1000 | write a number in that range",
+        ),
+        (
+            "teams: {t: {allow: {endpoint: a}}}",
+            "10: unknown key `endpoint` in `teams.t.allow` | did you mean `endpoints`?",
+        ),
+        (
+            "teams: {t: {allow: {models: ['gpt-[4']}}}",
+            "10: bad glob `gpt-[4`: `[` is not closed | close it with `]`; `[[]` is a `[` itself",
+        ),
+        (
+            "teams: {t: {allow: {regions: []}}}",
+            "10: `teams.t.allow.regions` is empty | name at least one, or remove the key",
+        ),
         # budgets
+        (
+            "teams: {t: {budget: {usd: -5}}}",
+            "10: `teams.t.budget.usd` must be a number from 0 to 1000000000 | write a number in that range",
+        ),
         (
             "teams: {t: {budget: {per: month}}}",
             "10: `teams.t.budget.usd` is missing | give the amount, as in `budget: {usd: 500, per: month}`",
@@ -154,6 +180,35 @@ ADDRESS = "write it as in `https://host/v1`"
             "10: `route-1.match.max_input_tokens` must be a whole number from 1 to 1000000000 "
             "| write a whole number in that range",
         ),
+        (
+            "routes: [{policy: x, match: {min_input_tokens: 11, max_input_tokens: 10}}]",
+            "10: `min_input_tokens` (11) is more than `max_input_tokens` (10): nothing matches | swap the two",
+        ),
+        (
+            "routes: [{policy: x, match: {complexity: [simple, hard]}}]",
+            "10: unknown complexity `hard` | one of `complex`, `moderate`, `simple`",
+        ),
+        (
+            "routes: [{policy: x, match: {complexity: complx}}]",
+            "10: unknown complexity `complx` | did you mean `complex`?",
+        ),
+        (
+            "routes: [{policy: x, match: {project: ['a[']}}]",
+            "10: bad glob `a[`: `[` is not closed | close it with `]`; `[[]` is a `[` itself",
+        ),
+        (
+            "routes: [{policy: x, match: {tag: {'a b': c}}}]",
+            "10: `a b` is not a tag's name | at most 64 characters, none of them a blank, `=` or `,`",
+        ),
+        (
+            "routes: [{policy: x, match: {tag: {env: '['}}}]",
+            "10: bad glob `[`: `[` is not closed | close it with `]`; `[[]` is a `[` itself",
+        ),
+        (
+            "routes: [{policy: x, match: {tag: env}}]",
+            f"10: `route-1.match.tag` must be a mapping, not text | {MAPPING}",
+        ),
+        ("routes: [{policy: x, match: {data_class: [ok, '-']}}]", f"10: `-` cannot be an id | {ID}"),
         # domains
         ("domains: {d: {examples: text}}", f"10: `domains.d.examples` must be a list, not text | {LIST}"),
         # variables outside providers
@@ -166,90 +221,6 @@ ADDRESS = "write it as in `https://host/v1`"
 )
 def test_one_mistake(added: str, expected: str) -> None:
     assert mistakes(BASE + added) == [expected]
-
-
-@pytest.mark.parametrize(
-    ("policy", "expected"),
-    [
-        ("{}", "`policies.y.endpoints` is missing | list the endpoints it may use, as in `endpoints: [local]`"),
-        ("{endpoints: []}", "`policies.y.endpoints` is empty | name at least one, or remove the key"),
-        ("{endpoints: a}", f"`policies.y.endpoints` must be a list, not text | {LIST}"),
-        ("{endpoints: [a, c]}", "endpoint `c` is not defined | one of `a`, `b`"),
-        (
-            "{endpoints: [a, b, a]}",
-            "endpoint `a` is named twice | name it once; `retry: {attempts: 2}` tries the same endpoint again",
-        ),
-        ("{endpoints: [a], select: costs}", "unknown `select` `costs` | did you mean `cost`?"),
-        ("{endpoints: [a], requires: {}}", "unknown key `requires` in `policies.y` | did you mean `require`?"),
-        (
-            "{endpoints: [a], require: {zone: eu}}",
-            "unknown key `zone` in `policies.y.require` | one of `provider`, `region`",
-        ),
-        ("{endpoints: [a], require: {provider: q}}", "provider `q` is not defined | one of `l`, `p`"),
-        (
-            "{endpoints: [a], require: {region: [eu]}}",
-            "no endpoint of policy `y` has `region: [eu]` "
-            "| add an endpoint that has it: as it stands, every request would be refused",
-        ),
-        (
-            "{endpoints: [a, b], require: {region: eu, provider: [p]}}",
-            "no endpoint of policy `y` has `region: [eu], provider: [p]` "
-            "| add an endpoint that has it: as it stands, every request would be refused",
-        ),
-        ("{endpoints: [a], weights: {b: 1}}", "`b` is not an endpoint of this policy | one of `a`"),
-        (
-            "{endpoints: [a, b], weights: {a: 0, b: 0}}",
-            "every weight is 0 | give at least one endpoint a weight above 0",
-        ),
-        (
-            "{endpoints: [a], weights: {a: -1}}",
-            "`policies.y.weights.a` must be a number from 0 to 1000000000 | write a number in that range",
-        ),
-        (
-            "{endpoints: [a], weights: {a: .inf}}",
-            "`policies.y.weights.a` must be a number, not text | write digits without quotes, as in `0.15`",
-        ),
-        (
-            "{endpoints: [a], limits: {max_cost_usd: -0.5}}",
-            "`policies.y.limits.max_cost_usd` must be a number from 0 to 1000000000 | write a number in that range",
-        ),
-        (
-            "{endpoints: [a], limits: {max_ttft: 3sec}}",
-            f"`policies.y.limits.max_ttft` is not a duration: `3sec` | {DURATION}",
-        ),
-        (
-            "{endpoints: [a], timeouts: {ttft: 0}}",
-            f"`policies.y.timeouts.ttft` must be more than 0 and at most 24h | {DURATION}",
-        ),
-        (
-            "{endpoints: [a], timeouts: {total: 25h}}",
-            f"`policies.y.timeouts.total` must be more than 0 and at most 24h | {DURATION}",
-        ),
-        (
-            "{endpoints: [a], timeouts: {idle: false}}",
-            f"`policies.y.timeouts.idle` must be a duration, not `false` | {DURATION}",
-        ),
-        (
-            "{endpoints: [a], timeouts: {connect: 10s, total: 2s}}",
-            "`connect` (10s) is longer than `total` (2s) | `total` bounds the whole request: raise it",
-        ),
-        (
-            "{endpoints: [a], timeouts: {total: 2s}}",
-            "`connect` (5s) is longer than `total` (2s) | `total` bounds the whole request: raise it",
-        ),
-        (
-            "{endpoints: [a], retry: {attempts: 11}}",
-            "`policies.y.retry.attempts` must be a whole number from 1 to 10 | write a whole number in that range",
-        ),
-        (
-            "{endpoints: [a], retry: {attempts: '2'}}",
-            "`policies.y.retry.attempts` must be a whole number, not text | write digits without quotes, as in `3`",
-        ),
-        ("{endpoints: [a], retry: 2}", f"`policies.y.retry` must be a mapping, not a number | {MAPPING}"),
-    ],
-)
-def test_one_mistake_of_a_policy(policy: str, expected: str) -> None:
-    assert mistakes(BASE + f"  y: {policy}\n") == [f"10: {expected}"]
 
 
 @pytest.mark.parametrize(
@@ -297,6 +268,23 @@ def test_one_mistake_of_a_policy(policy: str, expected: str) -> None:
         (
             "{provider: l, capabilities: [tool]}",
             "unknown capability `tool` | did you mean `tools`?",
+        ),
+        ("{provider: l, speaks: []}", "`endpoints.c.speaks` is empty | name at least one, or remove the key"),
+        ("{provider: l, freshness: fresh}", "unknown freshness `fresh` | one of `live`, `real-time`, `static`"),
+        ("{provider: l, license: 2}", f"`endpoints.c.license` must be text, not a number | {TEXT}"),
+        ("{provider: l, data_classes: internal}", f"`endpoints.c.data_classes` must be a list, not text | {LIST}"),
+        ("{provider: l, data_classes: [a, 'b c']}", f"`b c` cannot be an id | {ID}"),
+        (
+            "{provider: l, zdr: yes}",
+            "`endpoints.c.zdr` must be `true` or `false`, not text | write `true` or `false`, without quotes",
+        ),
+        (
+            "{provider: l, zdr: true, data_collection: true}",
+            "`data_collection: true` contradicts `zdr: true` | remove one of the two",
+        ),
+        (
+            "{provider: l, max_in_flight: 0}",
+            "`endpoints.c.max_in_flight` must be a whole number from 1 to 1000000 | write a whole number in that range",
         ),
     ],
 )

@@ -3,15 +3,29 @@
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 import gateway
 from gateway.config.check import check_report
-from gateway.config.compiler import KEYS, compile_configuration
+from gateway.config.compiler import compile_configuration
 from gateway.config.document import read_document
-from gateway.config.model import Configuration, Server, Timeouts
+from gateway.config.keys import KEYS
+from gateway.config.model import (
+    Classifier,
+    Configuration,
+    Decisions,
+    Hedge,
+    Learning,
+    Policy,
+    Retry,
+    Server,
+    Streaming,
+    Team,
+    Timeouts,
+)
 from gateway.config.settings import shipped
 
 PROVIDERS = ("OPENAI", "ANTHROPIC", "GEMINI", "MISTRAL", "XAI", "DEEPSEEK", "DASHSCOPE", "GROQ", "OPENROUTER")
@@ -83,27 +97,112 @@ def test_examples_pass_and_are_not_part_of_the_default(example: Path) -> None:
     assert not set(ours.policies) & set(compiled().policies)
 
 
-def test_the_reference_names_every_key() -> None:
-    text = REFERENCE.read_text()
-    rows = set(re.findall(r"^\| `(?:[a-z_]+\.)*([a-z0-9_]+)` \|", text, re.MULTILINE))
-    assert {key for keys in KEYS.values() for key in keys} <= rows
+HEADINGS = {
+    "top": "## Top level",
+    "provider": "## `providers.ID`",
+    "endpoint": "## `endpoints.ID`",
+    "price": "### `price`",
+    "route": "## `routes`",
+    "match": "### `match`",
+    "window": "### `match.window`",
+    "policy": "## `policies.ID`",
+    "max_price": "## `policies.ID`",
+    "domain": "## `domains.ID`",
+    "team": "## `teams.ID`",
+    "budget": "## `teams.ID`",
+    "allow": "## `teams.ID`",
+}
+PREFIXES = {"max_price": "limits.max_price.", "budget": "budget.", "allow": "allow."}
+OF_POLICIES = ("balance", "require", "limits", "timeouts", "retry", "hedge", "streaming", "canary", "shadow")
+
+
+def described(section: str) -> dict[str, str]:
+    """Key -> default of the rows that belong to this mapping."""
+    heading = HEADINGS.get(section, "## `policies.ID`" if section in OF_POLICIES else f"## `{section}`")
+    prefix = PREFIXES.get(section, f"{section}." if section in OF_POLICIES else "")
+    text = re.split(r"^##+ ", REFERENCE.read_text().partition(f"\n{heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    rows = re.findall(rf"^\| `{re.escape(prefix)}([a-z0-9_]+)` \| [^|]+ \| ([^|]*?) ?\| ", text, re.MULTILINE)
+    return dict(rows)
+
+
+@pytest.mark.parametrize("section", KEYS)
+def test_the_reference_has_every_key_where_it_stands(section: str) -> None:
+    assert set(described(section)) == set(KEYS[section])
+
+
+def test_the_reference_names_every_variable() -> None:
     for variable in ("CONFIG", "DATABASE_URL", "HOME", "ADMIN_KEY"):
-        assert f"| `HATCHWAY_{variable}` |" in text
+        assert f"| `HATCHWAY_{variable}` |" in REFERENCE.read_text()
 
 
 def test_the_reference_gives_the_real_defaults() -> None:
-    text = REFERENCE.read_text()
-    for phase, seconds in msgspec.structs.asdict(Timeouts()).items():
-        assert f"| `timeouts.{phase}` | duration | {seconds:g}s |" in text
-    assert f"| `max_body_bytes` | number | {Server().max_body_bytes} |" in text
+    timeouts = msgspec.structs.asdict(Timeouts())
+    assert described("timeouts") == {key: "none" if value is None else f"{value:g}s" for key, value in timeouts.items()}
+    retry, hedge, streaming = Retry(), Hedge(), Streaming()
+    assert described("retry") == {"attempts": str(retry.attempts), "max_wait": f"{retry.max_wait:g}s"}
+    assert described("hedge") == {"after": "`p95`", "max_extra_cost": str(hedge.max_extra_cost)} and hedge.after is None
+    assert described("streaming") == {
+        "on_failure": f"`{streaming.on_failure}`",
+        "hold_tokens": str(streaming.hold_tokens),
+        "keep_alive": f"{streaming.keep_alive:g}s",
+        "min_tokens_per_second": "none",
+        "slow_after": f"{streaming.slow_after:g}s",
+    }
+    server = Server()
+    assert described("server") == {
+        "max_body_bytes": str(server.max_body_bytes),
+        "max_in_flight": "no bound",
+        "max_waiting": str(server.max_waiting),
+        "max_wait": f"{server.max_wait:g}s",
+    }
+    learning = Learning()
+    assert described("learning") == {
+        "enabled": f"`{str(learning.enabled).lower()}`",
+        "half_life": f"{learning.half_life / 60:g}m",
+        "max_age": f"{learning.max_age / 3600:g}h",
+        "max_drift": f"{learning.max_drift:g}",
+    }
+    assert described("decisions") == {"keep": f"{Decisions().keep / 86400:g}d"}
+    assert described("classifier") == {"model": f"`{Classifier().model}`"}
+    team = described("team")
+    assert (team["priority"], team["weight"]) == (str(Team(id="t").priority), f"{Team(id='t').weight:g}")
+    assert described("policy")["sticky"] == f"`{Policy(id='p', endpoints=()).sticky}`"
+
+
+def complete_example(folder: Path) -> Path:
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", REFERENCE.read_text(), re.MULTILINE | re.DOTALL)
+    (folder / "example.yaml").write_text(example)
+    return folder / "example.yaml"
 
 
 def test_the_complete_example_of_the_reference_compiles(tmp_path: Path) -> None:
-    (example,) = re.findall(r"^```yaml\n(.*?)^```", REFERENCE.read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "example.yaml").write_text(example)
-    configuration = compile_configuration(read_document(tmp_path / "example.yaml"), {})
+    configuration = compile_configuration(read_document(complete_example(tmp_path)), {})
     assert configuration.providers["openai"].missing == "`OPENAI_API_KEY` is not set"
-    assert [route.name for route in configuration.routes] == ["finance", "gold", "route-3", "route-4"]
+    names = ["finance", "gold", "route-3", "nightly", "route-5", "route-6", "route-7"]
+    assert [route.name for route in configuration.routes] == names
+
+
+def test_the_complete_example_has_every_key_of_routing(tmp_path: Path) -> None:
+    found: set[str] = set()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            found.update(value)
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            walk(item)
+
+    walk(read_document(complete_example(tmp_path)).data)
+    wanted = {key for section, keys in KEYS.items() if section not in ("provider", "price") for key in keys}
+    assert wanted - found == {"adapters"}  # the guide on providers has an example
+
+
+def test_the_complete_example_is_what_it_seems(tmp_path: Path) -> None:
+    """Nothing in it is without effect."""
+    code, lines = check_report(complete_example(tmp_path), ENVIRON)
+    assert code == 0
+    assert [line.partition("warning: ")[2] for line in lines[1:] if "warning: " in line] == [
+        "`teams.payments.budget` is enforced within seconds: what is spent in between may exceed it"
+    ]
 
 
 CONTRACT_EXAMPLE = """\

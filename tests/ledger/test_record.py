@@ -19,6 +19,7 @@ from gateway.ledger.record import (
     read_event,
     read_event_id,
     read_line,
+    write_decision,
     write_line,
 )
 from gateway.types import UsageEvent
@@ -113,3 +114,27 @@ def test_a_record_of_exactly_the_limit_is_whole(new_event: Callable[..., UsageEv
     assert as_values(read_event(read_line(write_line("E", event)).json)) == as_values(event)
     event.model += "x"
     assert len(read_event(read_line(write_line("E", event)).json).model) == 1024
+
+
+def test_a_decision_is_one_line_and_every_changed_byte_of_it_is_noticed() -> None:
+    json = b'{"request_id":"req_1",\n"at":"2026-01-02T03:04:05Z"}'
+    line = write_decision(json)
+    assert line.count(b"\n") == 1
+    assert read_line(line) == ("D", json.replace(b"\n", b" "))
+    for position in range(len(line)):
+        damaged = bytearray(line)
+        damaged[position] ^= 1
+        with pytest.raises(BadRecord):
+            read_line(bytes(damaged))
+
+
+def test_a_decision_cannot_pass_for_an_event(new_event: Callable[..., UsageEvent]) -> None:
+    line = write_line("E", new_event())
+    with pytest.raises(BadRecord, match="wrong checksum"):
+        read_line(line[:9] + b"D" + line[10:])
+
+
+def test_a_decision_over_the_limit_is_refused() -> None:
+    assert len(write_decision(b'"' + b"x" * (MAX_RECORD - 2) + b'"')) <= MAX_LINE
+    with pytest.raises(ValueError, match="over"):
+        write_decision(b'"' + b"x" * (MAX_RECORD - 1) + b'"')

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import StoreError
-from gateway.ledger.batch import COLUMNS
 from gateway.ledger.record import DROPPED, HEADER, MAX_LINE, write_line
+from gateway.ledger.rows import EVENT_COLUMNS, EVENTS
 from gateway.ledger.segment import offset_of
 from gateway.ledger.shipper import Shipped, Shipper, ShipperBusy
 from gateway.ledger.spool import Spool
@@ -35,7 +35,7 @@ def rows(database: Database) -> dict[str, dict[str, Any]]:
         cursor = connection.execute("SELECT * FROM usage_events")
         names = [column.name for column in cursor.description or ()]
         found = [dict(zip(names, row, strict=True)) for row in cursor]
-    assert set(names) == set(COLUMNS)
+    assert set(names) == set(EVENT_COLUMNS)
     return {str(row["event_id"]): row for row in found}
 
 
@@ -229,16 +229,14 @@ def test_two_workers(tmp_path: Path, table: Database, shipper: Shipper, new_even
 def test_batches_are_bounded_in_rows_and_bytes(
     tmp_path: Path, table: Database, spool: Spool, new_event: NewEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gateway.ledger.shipper as module
-
     sizes: list[int] = []
-    insert = module.insert
+    insert = EVENTS.insert
 
     def counted(connection: Any, events: Any) -> Any:
         sizes.append(len(events))
         return insert(connection, events)
 
-    monkeypatch.setattr(module, "insert", counted)
+    monkeypatch.setattr(EVENTS, "insert", counted)
     size = len(write_line("E", new_event()))
     for _ in range(25):
         spool.settle(new_event())

@@ -329,3 +329,37 @@ def test_ids_can_be_read_alone(tmp_path: Path, spool: Spool, new_event: NewEvent
     spool.begin(event)
     (line,) = all_lines(tmp_path / "spool")
     assert read_event_id(line.json) == event.event_id
+
+
+def test_a_decision_and_its_first_attempt_are_one_write(
+    tmp_path: Path, spool: Spool, new_event: NewEvent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    write = os.write
+
+    def counted(fd: int, data: bytes) -> int:
+        sizes.append(len(data))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", counted)
+    event = new_event()
+    spool.begin(event, b'{"request_id":"req_1"}')
+    assert len(sizes) == 1
+    spool.decide(b'{"request_id":"req_2"}')
+    assert len(sizes) == 2
+    found = all_lines(tmp_path / "spool")
+    assert [line.kind for line in found] == ["D", "S", "D"]
+    assert [found[0].json, found[2].json] == [b'{"request_id":"req_1"}', b'{"request_id":"req_2"}']
+    assert read_event(found[1].json).event_id == event.event_id
+
+
+def test_a_disk_that_is_full_takes_neither_decision_nor_attempt(tmp_path: Path, new_event: NewEvent) -> None:
+    spool = Spool(tmp_path, "w")
+    decision = b'{"request_id":"' + b"x" * 500 + b'"}'
+    with file_size_limit(len(HEADER) + 600):  # room for the decision alone
+        with pytest.raises(SpoolError):
+            spool.begin(new_event(), decision)
+    assert all_lines(tmp_path) == []
+    spool.begin(new_event(), decision)
+    assert [line.kind for line in all_lines(tmp_path)] == ["D", "S"]
+    spool.close()

@@ -312,7 +312,7 @@ async def test_a_callers_mistake_is_passed_on_in_the_upstreams_words(
     assert other.calls == []
     rows = await gateway.settled(1)
     assert outcome(rows) == [(1, "a", "error", f"status_{status}", "none", 0)]
-    assert gateway.health.snapshot(0.0)["a"].failures_in_a_row == 0
+    assert gateway.health.outlook(0.0, 0.0).endpoints["a"].failures_in_a_row == 0
 
 
 async def test_what_is_passed_on_holds_no_secret(script_upstream: StartUpstream, start_gateway: StartGateway) -> None:
@@ -393,7 +393,7 @@ async def test_failing_endpoints_go_to_the_end_of_the_plan(
     for _ in range(5):
         assert (await gateway.ask()).status_code == 200
     assert (len(bad.calls), len(good.calls)) == (3, 5)
-    assert gateway.health.snapshot(0.0)["a"].in_flight == 0
+    assert gateway.health.outlook(0.0, 0.0).endpoints["a"].in_flight == 0
 
 
 async def test_the_end_of_everything_is_reported_with_its_causes(
@@ -413,4 +413,4 @@ async def test_a_misspelt_model_does_not_eject_an_endpoint_that_serves_any(
     document["endpoints"]["a"]["model"] = upstream_model
     gateway = await start_gateway(document)
     assert (await gateway.ask(model="gtp-tset")).status_code == 404
-    assert gateway.health.snapshot(0.0)["a"].failures_in_a_row == failures
+    assert gateway.health.outlook(0.0, 0.0).endpoints["a"].failures_in_a_row == failures

@@ -238,7 +238,7 @@ async def test_nothing_is_sent_when_the_spool_is_closed(
     assert (response.status_code, response.json()["error"]["code"]) == (503, "ledger_unavailable")
     assert upstream.calls == []
     assert gateway.metric("hatchway_spool_errors_total") == 1
-    assert gateway.health.snapshot(0.0) == {}
+    assert gateway.health.outlook(0.0, 0.0).endpoints == {}
 
 
 async def test_a_row_that_the_disk_refuses_does_not_take_the_answer_away(
@@ -271,7 +271,7 @@ async def test_many_at_once_settle_once_each(script_upstream: StartUpstream, sta
     assert len({row.event_id for row in rows}) == len(rows) == attempts
     assert len({row.request_id for row in rows}) == 40
     assert sum(row.status == "ok" for row in rows) == 40
-    assert all(state.in_flight == 0 for state in gateway.health.snapshot(0.0).values())
+    assert all(state.in_flight == 0 for state in gateway.health.outlook(0.0, 0.0).endpoints.values())
 
 
 async def test_the_caller_is_the_keys(script_upstream: StartUpstream, start_gateway: StartGateway) -> None:

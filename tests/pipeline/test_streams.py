@@ -292,8 +292,8 @@ async def test_a_client_that_leaves_cancels_the_upstream(
     assert other.calls == [] and len(upstreams[0].calls) == 1
     assert gateway.metric('hatchway_requests_total{status="499",surface="chat"}') == 1
     assert gateway.metric("hatchway_in_flight_requests") == 0
-    assert gateway.health.snapshot(0.0)["a"].in_flight == 0
-    assert gateway.health.snapshot(0.0)["a"].failures_in_a_row == 0  # not the endpoint's fault
+    assert gateway.health.outlook(0.0, 0.0).endpoints["a"].in_flight == 0
+    assert gateway.health.outlook(0.0, 0.0).endpoints["a"].failures_in_a_row == 0  # not the endpoint's fault
 
 
 async def test_a_client_that_leaves_before_a_whole_answer_cancels_the_upstream(

@@ -8,12 +8,27 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from gateway.config.model import Configuration, Endpoint, Limits, Match, Policy, Provider, Route
+from gateway.config.model import (
+    AS_ASKED,
+    Allow,
+    Configuration,
+    Endpoint,
+    Limits,
+    Match,
+    Policy,
+    Provider,
+    Route,
+    Team,
+)
 from gateway.config.rows import PLAIN, Row
-from gateway.routing.facts import Facts
-from gateway.routing.plan import Plan, make_plan, match_route
-from gateway.types import EndpointHealth
+from gateway.routing.facts import DEFAULT_OUTPUT_TOKENS, Facts
+from gateway.routing.plan import Plan
+from gateway.routing.planner import Planner
+from gateway.routing.prospects import Quote
+from gateway.routing.wishes import Wishes
+from gateway.types import EndpointHealth, Outlook, PriceCard, Rates, RouteHabits, Shift
 
 ROW = Row(
     title="P",
@@ -25,6 +40,7 @@ PROVIDERS = {
     id: Provider(id=id, adapter="openai", row=ROW, dialect=PLAIN, base_url=f"http://{id}", missing=missing)
     for id, missing in (("p", None), ("q", None), ("keyless", "`K` is not set"))
 }
+SELECTS = ["priority", "cost", "latency", "balanced", "weighted"]
 
 
 def facts(**fields: Any) -> Facts:
@@ -35,13 +51,13 @@ def facts(**fields: Any) -> Facts:
 
 
 def configuration(policy: Mapping[str, Any] | None = None, **endpoints: Mapping[str, Any]) -> Configuration:
-    row = {"capabilities": ROW.capabilities, "speaks": ROW.speaks}
+    """One policy, `main`, over all the endpoints, which are of provider `p` unless they say otherwise."""
+    row = {"capabilities": ROW.capabilities, "speaks": ROW.speaks, "model": "m"}
     named = {
         id: Endpoint(
             id=id,
             provider=PROVIDERS[fields.get("provider", "p")],
-            model="m",
-            **{**row, **_without_provider(fields)},
+            **{**row, **{name: value for name, value in fields.items() if name != "provider"}},
         )
         for id, fields in (endpoints or {"a": {}, "b": {}, "c": {}}).items()
     }
@@ -50,12 +66,12 @@ def configuration(policy: Mapping[str, Any] | None = None, **endpoints: Mapping[
         providers=PROVIDERS,
         endpoints=named,
         routes=(Route(name="r", match=Match(), policy="main"),),
-        policies={"main": Policy(id="main", endpoints=tuple(named), **(policy or {}))},
+        policies={"main": Policy(**{"id": "main", "endpoints": tuple(named), **(policy or {})})},
     )
 
 
-def _without_provider(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name != "provider"}
+def with_policies(chosen: Configuration, *policies: Policy) -> Configuration:
+    return replace(chosen, policies={**chosen.policies, **{policy.id: policy for policy in policies}})
 
 
 def plan(
@@ -64,17 +80,28 @@ def plan(
     *,
     health: Mapping[str, EndpointHealth] | None = None,
     costs: Mapping[str, Decimal | None] | None = None,
+    quote: Quote | None = None,
+    habits: RouteHabits | None = None,
+    shifts: tuple[Shift, ...] = (),
     now: float = 100.0,
     seed: int = 1,
+    rng: Random | None = None,
 ) -> Plan:
-    return make_plan(
-        chosen,
+    """`costs`: of the request, by endpoint, whatever its tokens; left out: no price is known."""
+
+    def by_costs(endpoint: Endpoint, model: str, at: float, input_tokens: int) -> PriceCard | None:
+        cost = (costs or {}).get(endpoint.id)
+        return None if cost is None else PriceCard(0.0, 0.0, 0.0, request=float(cost))
+
+    outlook = Outlook(endpoints=health or {}, routes={} if habits is None else {"r": habits}, version="7")
+    return Planner(chosen, quote or by_costs).plan(
         chosen.routes[0],
         asked or facts(),
-        health=health or {},
-        quote=lambda endpoint, _: (costs or {}).get(endpoint.id),
+        outlook=outlook,
         now=now,
-        rng=Random(seed),
+        rng=rng or Random(seed),
+        shifts=shifts,
+        with_costs=True,
     )
 
 
@@ -82,65 +109,13 @@ def order(made: Plan) -> list[str]:
     return [candidate.endpoint for candidate in made.candidates]
 
 
+def placed(made: Plan) -> str | None:
+    """What put the first candidate there."""
+    return made.candidates[0].placed_by
+
+
 def reasons(made: Plan) -> dict[str, str]:
     return {dropped.endpoint: dropped.reason for dropped in made.dropped}
-
-
-# Routes
-
-
-@pytest.mark.parametrize(
-    ("match", "asked", "holds"),
-    [
-        (Match(), facts(), True),
-        (Match(model=("gpt-mini",)), facts(), True),
-        (Match(model=("gpt-*", "x")), facts(), True),
-        (Match(model=("GPT-*",)), facts(), False),
-        (Match(model=("gpt-?ini",)), facts(), True),
-        (Match(model=("gpt-[mn]ini",)), facts(), True),
-        (Match(model=("mini",)), facts(), False),
-        (Match(model=("*",)), facts(model="a/b/c"), True),
-        (Match(model=("gpt-[1]",)), facts(model="gpt-[1]"), True),  # a name is itself, whatever a glob makes of it
-        (Match(domain=("law", "finance")), facts(domain="finance"), True),
-        (Match(domain=("law",)), facts(domain="finance"), False),
-        (Match(domain=("law",)), facts(domain=None), False),
-        (Match(team=("pay*",)), facts(team="payments"), True),
-        (Match(team=("pay*",)), facts(team="research"), False),
-        (Match(key=("k", "l")), facts(key_id="l"), True),
-        (Match(key=("k*",)), facts(key_id="k1"), False),  # ids, no globs
-        (Match(header={"x-tier": "gold*"}), facts(headers={"x-tier": "gold-1"}), True),
-        (Match(header={"x-tier": "gold"}), facts(headers={"x-tier": "silver"}), False),
-        (Match(header={"x-tier": "*"}), facts(), False),
-        (Match(header={"x-a": "1", "x-b": "2"}), facts(headers={"x-a": "1"}), False),
-        (Match(stream=True), facts(stream=True), True),
-        (Match(stream=True), facts(stream=False), False),
-        (Match(stream=False), facts(stream=False), True),
-        (Match(max_input_tokens=100), facts(input_tokens=100), True),
-        (Match(max_input_tokens=100), facts(input_tokens=101), False),
-        (Match(max_input_tokens=0), facts(input_tokens=1), False),
-        (Match(model=("gpt-*",), team=("other",)), facts(), False),  # all must hold
-    ],
-)
-def test_each_condition_of_a_route(match: Match, asked: Facts, holds: bool) -> None:
-    chosen = configuration()
-    only = Configuration(
-        version="v",
-        providers={},
-        endpoints={},
-        routes=(Route(name="this", match=match, policy="main"),),
-        policies=chosen.policies,
-    )
-    assert (match_route(only, asked) is not None) is holds
-
-
-def test_the_first_route_wins() -> None:
-    routes = tuple(
-        Route(name=name, match=Match(model=(glob,)), policy="main")
-        for name, glob in (("no", "claude"), ("first", "gpt-*"), ("second", "*"))
-    )
-    chosen = Configuration(version="v", providers={}, endpoints={}, routes=routes, policies={})
-    found = match_route(chosen, facts())
-    assert found is not None and found.name == "first"
 
 
 # Drops
@@ -211,9 +186,38 @@ def test_state_that_one_provider_keeps_needs_one_provider() -> None:
 
 
 def test_a_window_that_is_too_small_is_dropped() -> None:
-    chosen = configuration(a={"context_window": 100}, b={"context_window": 101}, c={})
+    """It takes the input and what the client asks for; without a limit of output nobody knows more."""
+    chosen = configuration(a={"context_window": 150}, b={"context_window": 151}, c={})
     made = plan(chosen, facts(input_tokens=101))
     assert (order(made), reasons(made)) == (["b", "c"], {"a": "context_window"})
+    assert order(plan(chosen, facts(input_tokens=150, output_limit=None))) == ["a", "b", "c"]
+    assert order(plan(chosen, facts(input_tokens=151, output_limit=-1))) == ["b", "c"]
+
+
+def test_an_exact_count_goes_before_a_rough_one() -> None:
+    chosen = configuration(a={"context_window": 150})
+    assert order(plan(chosen, facts(input_tokens=120, counted_tokens=100))) == ["a"]
+    assert order(plan(chosen, facts(input_tokens=80, counted_tokens=101))) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "needed"),
+    [
+        (facts(input_tokens=1000, output_limit=None), True),
+        (facts(input_tokens=715, output_limit=None), True),
+        (facts(input_tokens=714, output_limit=None), False),
+        (facts(input_tokens=1666, output_limit=None), True),
+        (facts(input_tokens=1667, output_limit=None), False),
+        (facts(input_tokens=100, output_limit=900), True),
+        (facts(input_tokens=1000, counted_tokens=990), False),  # it was counted
+    ],
+)
+def test_what_is_near_a_window_is_worth_counting(asked: Facts, needed: bool) -> None:
+    """Where a rough count may be wrong by 40%."""
+    chosen = configuration(a={"context_window": 1000}, b={})
+    planner = Planner(chosen, lambda *_: None)
+    assert planner.needs_count(chosen.routes[0], asked) is needed
+    assert not Planner(configuration(a={}), lambda *_: None).needs_count(chosen.routes[0], asked)
 
 
 def test_a_price_ceiling_drops_what_is_dearer_or_unknown() -> None:
@@ -251,6 +255,116 @@ def test_the_first_reason_is_given_and_every_endpoint_is_accounted_for() -> None
     made = plan(chosen)
     assert reasons(made) == {"a": "missing_key", "b": "require", "c": "context_window", "d": "max_cost"}
     assert made.candidates == ()
+
+
+# Constraints that fail closed
+
+
+@pytest.mark.parametrize(
+    ("require", "fields", "left"),
+    [
+        ({"license": ("mit", "apache-2.0")}, {"license": "apache-2.0"}, True),
+        ({"license": ("mit",)}, {"license": "gpl-3.0"}, False),
+        ({"license": ("mit",)}, {}, False),
+        ({"quantization": ("fp8",)}, {"quantization": "int4"}, False),
+        ({"zdr": ("true",)}, {"zdr": True}, True),
+        ({"zdr": ("true",)}, {}, False),
+        ({"freshness": ("live",)}, {"freshness": "real-time"}, True),
+        ({"freshness": ("live",)}, {"freshness": "live"}, True),
+        ({"freshness": ("live",)}, {"freshness": "static"}, False),
+        ({"freshness": ("static",)}, {}, False),
+    ],
+)
+def test_each_requirement(require: dict[str, tuple[str, ...]], fields: dict[str, Any], left: bool) -> None:
+    made = plan(configuration({"require": require}, a=fields))
+    assert reasons(made) == ({} if left else {"a": "require"})
+
+
+def test_classed_data_goes_only_where_it_may() -> None:
+    chosen = configuration(
+        a={}, b={"data_classes": frozenset({"health", "card"})}, c={"data_classes": frozenset({"x"})}
+    )
+    made = plan(chosen, facts(data_class="card"))
+    assert (order(made), reasons(made)) == (["b"], {"a": "data_class", "c": "data_class"})
+    assert order(plan(chosen)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("allow", "left"),
+    [
+        (Allow(), ["a", "b", "c"]),
+        (Allow(endpoints=("a", "x*")), ["a"]),
+        (Allow(providers=("q",)), ["b"]),
+        (Allow(regions=("eu*",)), ["a"]),  # the region of c is not known
+        (Allow(models=("open-*",)), ["c"]),
+        (Allow(endpoints=("*",), providers=("p",), regions=("us",)), []),
+    ],
+)
+def test_a_team_may_use_what_is_on_its_lists(allow: Allow, left: list[str]) -> None:
+    chosen = configuration(a={"region": "eu-west"}, b={"provider": "q", "region": "us"}, c={"model": "open-1"})
+    chosen = replace(chosen, teams={"t": Team(id="t", allow=allow)})
+    made = plan(chosen)
+    assert order(made) == left
+    assert set(reasons(made).values()) <= {"allow"}
+    assert order(plan(chosen, facts(team="others"))) == ["a", "b", "c"]
+
+
+def test_a_list_of_models_judges_the_model_that_is_sent_on() -> None:
+    chosen = replace(configuration(a={"model": AS_ASKED}), teams={"t": Team(id="t", allow=Allow(models=("gpt-*",)))})
+    planner = Planner(chosen, lambda *_: None)
+    for _ in range(2):
+        for model, left in (("gpt-mini", ["a"]), ("claude", [])):
+            made = planner.plan(
+                chosen.routes[0], facts(model=model), outlook=Outlook(), now=0.0, rng=Random(1), with_costs=True
+            )
+            assert order(made) == left
+
+
+def test_a_ceiling_on_prices_drops_what_is_dearer_or_unknown() -> None:
+    limits = Limits(max_price=(Decimal(2), Decimal(8)))
+    rates = {"a": (2.0, 8.0), "b": (2.01, 1.0), "c": (1.0, 8.01), "d": None}
+
+    def quote(endpoint: Endpoint, *_: object) -> PriceCard | None:
+        known = rates[endpoint.id]
+        return None if known is None else PriceCard(*known, cache_read=0.0)
+
+    made = plan(configuration({"limits": limits}, a={}, b={}, c={}, d={}), quote=quote)
+    assert (order(made), reasons(made)) == (["a"], {"b": "max_price", "c": "max_price", "d": "max_price"})
+    assert (
+        "`limits.max_price.input`" in made.dropped[0].detail and "`limits.max_price.output`" in made.dropped[1].detail
+    )
+
+
+def test_a_floor_of_throughput_drops_what_is_known_to_be_slower() -> None:
+    health = {"a": EndpointHealth(seconds_per_token=0.051), "b": EndpointHealth(seconds_per_token=0.05)}
+    made = plan(configuration({"limits": Limits(min_tokens_per_second=20.0)}), health=health)
+    assert (order(made), reasons(made)) == (["b", "c"], {"a": "min_throughput"})
+    assert "19.6" in made.dropped[0].detail
+
+
+def test_a_hard_budget_leaves_what_it_pays_for() -> None:
+    costs = {"a": Decimal("0.02"), "b": Decimal("0.03"), "c": None, "d": Decimal(0)}
+    chosen = configuration(a={}, b={}, c={}, d={})
+    made = plan(chosen, facts(budget_left=Decimal("0.02")), costs=costs)
+    assert (order(made), reasons(made)) == (["a", "d"], {"b": "budget", "c": "budget"})
+    for spent in (Decimal(0), Decimal(-3)):
+        assert order(plan(chosen, facts(budget_left=spent), costs=costs)) == ["d"]
+    assert order(plan(chosen, facts(budget_left=None), costs=costs)) == ["a", "b", "c", "d"]
+
+
+# State that one provider keeps
+
+
+def test_kept_state_stays_with_the_policys_provider() -> None:
+    speaks = {"speaks": ("responses",)}
+    chosen = configuration(
+        {"endpoints": ("a",), "fallback": "other"}, a=speaks, b={**speaks, "provider": "q"}, c=speaks
+    )
+    chosen = with_policies(chosen, Policy(id="other", endpoints=("b", "c")))
+    asked = facts(surface="responses", wire="responses", kept_state="previous_response_id")
+    shift = Shift(escape_id="e", source="a", target="b", share=1.0)
+    made = plan(chosen, asked, shifts=(shift,))
+    assert (order(made), reasons(made), made.shift) == (["a", "c"], {"b": "kept_state"}, None)
 
 
 # Order
@@ -297,3 +411,115 @@ def test_the_same_input_makes_the_same_plan(select: str) -> None:
     assert health == {"a": EndpointHealth(ttft=2.0), "b": EndpointHealth(ejected_until=101.0)}
     if select == "weighted":
         assert len({tuple(order(plan(chosen, health=health, costs=costs, seed=seed))) for seed in range(20)}) > 10
+
+
+# Fallback policies
+
+
+def test_the_endpoints_of_a_fallback_come_after_the_policys_own() -> None:
+    chosen = configuration({"endpoints": ("b", "a"), "fallback": "other"}, a={}, b={}, c={}, d={}, e={})
+    other = Policy(id="other", endpoints=("c", "a", "d"), select="cost", fallback="last")
+    chosen = with_policies(chosen, other, Policy(id="last", endpoints=("e",), fallback="main"))
+    costs = {"a": Decimal(3), "b": Decimal(9), "c": Decimal(2), "d": Decimal(1)}
+    made = plan(chosen, costs=costs)
+    assert order(made) == ["b", "a", "d", "c", "e"]
+    assert [one.placed_by for one in made.candidates] == [None, None, "fallback", "fallback", "fallback"]
+    ejected = {"b": EndpointHealth(ejected_until=200.0), "d": EndpointHealth(ejected_until=200.0)}
+    assert order(plan(chosen, costs=costs, health=ejected)) == ["a", "c", "e", "b", "d"]
+
+
+def test_what_a_policy_requires_and_limits_holds_in_its_fallback() -> None:
+    chosen = configuration(
+        {
+            "endpoints": ("a",),
+            "require": {"region": ("eu",)},
+            "limits": Limits(max_cost_usd=Decimal("0.5")),
+            "fallback": "other",
+        },
+        a={"region": "us"},
+        b={"region": "us"},
+        c={"region": "eu"},
+        d={"region": "eu", "license": "mit"},
+        e={"region": "eu", "license": "mit"},
+    )
+    other = Policy(id="other", endpoints=("b", "c", "d", "e"), require={"license": ("mit",)})
+    made = plan(with_policies(chosen, other), costs={"c": Decimal(0), "d": Decimal(1), "e": Decimal("0.1")})
+    assert order(made) == ["e"]
+    assert reasons(made) == {"a": "require", "b": "require", "c": "require", "d": "max_cost"}
+
+
+# What is expected
+
+
+def quote_rates(endpoint: Endpoint, model: str, at: float, input_tokens: int) -> PriceCard | None:
+    assert endpoint.rates is not None
+    return PriceCard(float(endpoint.rates.input), float(endpoint.rates.output), float(endpoint.rates.cache_read or 0))
+
+
+def rated(input: str, output: str, cache_read: str = "0") -> dict[str, Any]:
+    return {"rates": Rates(Decimal(input), Decimal(output), cache_read=Decimal(cache_read))}
+
+
+@pytest.mark.parametrize(
+    ("fields", "habits", "cost"),
+    [
+        ({}, None, "0.0002"),  # 100 in, the limit of 50 out
+        ({"output_limit": None}, None, f"{(100 + 2 * DEFAULT_OUTPUT_TOKENS) / 10**6}"),
+        ({"output_limit": None}, RouteHabits(output_tokens=30.5), "0.000161"),
+        ({"output_limit": 4000}, RouteHabits(output_tokens=30.5), "0.000161"),
+        ({"output_limit": 20}, RouteHabits(output_tokens=30.5), "0.00014"),
+        ({"output_limit": None, "choices": 3}, RouteHabits(output_tokens=30.0), "0.00028"),
+        ({}, RouteHabits(input_ratio=1.5), "0.00025"),
+        ({"counted_tokens": 300}, RouteHabits(input_ratio=1.5), "0.0004"),  # exact: nothing to mend
+        ({"surface": "embeddings"}, None, "0.0001"),
+    ],
+)
+def test_the_expected_cost_of_a_request(fields: dict[str, Any], habits: RouteHabits | None, cost: str) -> None:
+    chosen = configuration(a=rated("1", "2"))
+    made = plan(chosen, facts(**fields), habits=habits, quote=quote_rates)
+    assert made.candidates[0].expected_cost == Decimal(cost)
+
+
+def test_cached_input_costs_less() -> None:
+    """Half of the input at a tenth of the price is 55% of the full one."""
+    chosen = configuration(a=rated("10", "0", "1"))
+    made = plan(chosen, health={"a": EndpointHealth(cache_share=0.5)}, quote=quote_rates)
+    assert made.candidates[0].expected_cost == Decimal("0.00055")
+
+
+def test_the_plan_says_what_it_expects() -> None:
+    made = plan(configuration(), facts(output_limit=None), habits=RouteHabits(output_tokens=20.4, input_ratio=0.5))
+    assert (made.input_tokens, made.output_tokens, made.outlook_version) == (50, 20, "7")
+
+
+def test_prices_are_asked_for_once_a_minute_and_once_a_tier() -> None:
+    asked: list[tuple[float, int]] = []
+
+    def quote(endpoint: Endpoint, model: str, at: float, input_tokens: int) -> PriceCard | None:
+        asked.append((at, input_tokens))
+        if input_tokens > 200:
+            return PriceCard(2.0, 0.0, 0.0, above=200)
+        return PriceCard(1.0, 0.0, 0.0, up_to=200.0)
+
+    chosen = configuration({"select": "cost"}, a={})
+    planner = Planner(chosen, quote)
+    costs = []
+    for at, tokens in ((0.0, 100), (59.9, 200), (59.9, 201), (59.9, 10_000), (60.0, 10_000)):
+        made = planner.plan(
+            chosen.routes[0], facts(at=at, input_tokens=tokens), outlook=Outlook(), now=0.0, rng=Random(1)
+        )
+        costs.append(made.candidates[0].expected_cost)
+    assert asked == [(0.0, 100), (0.0, 201), (60.0, 10_000)]
+    assert costs == [Decimal(units) / 10**6 for units in (100, 200, 402, 20_000, 20_000)]
+
+
+def test_costs_are_not_worked_out_for_nobody() -> None:
+    def fail(*_: object) -> PriceCard | None:
+        raise AssertionError("asked for a price")
+
+    chosen = configuration()
+    planner = Planner(chosen, fail)
+    made = planner.plan(chosen.routes[0], facts(), outlook=Outlook(), now=0.0, rng=Random(1))
+    assert [candidate.expected_cost for candidate in made.candidates] == [None, None, None]
+    with pytest.raises(AssertionError, match="asked for a price"):
+        planner.plan(chosen.routes[0], facts(wishes=Wishes(sort="price")), outlook=Outlook(), now=0.0, rng=Random(1))

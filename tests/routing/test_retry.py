@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from random import Random
 from typing import Any
 
 import pytest
 
-from gateway.config.model import Match, Policy, Route
+from gateway.config.model import Match, Policy, Retry, Route
 from gateway.errors import (
     ConnectFailed,
     DeadlineExceeded,
+    EmptyAnswer,
     GatewayError,
     InvalidRequest,
     PermissionDenied,
@@ -25,17 +27,24 @@ from gateway.errors import (
     UpstreamStatus,
     UpstreamTimeout,
 )
+from gateway.protocols.base import StreamError
 from gateway.routing.plan import Dropped, Plan
-from gateway.routing.refusal import explain_failures, explain_no_candidates, is_larger
+from gateway.routing.refusal import explain_failures, explain_no_candidates
 from gateway.routing.retry import (
+    BASE_PAUSE,
     CALLERS_MISTAKE,
+    MAX_PAUSE,
     MAX_RETRY_AFTER,
+    Agenda,
     counts_against,
     is_callers_mistake,
     is_context_too_long,
-    next_step,
+    is_larger,
+    is_told_to_caller,
+    judge,
     retry_after,
 )
+from gateway.types import Candidate
 from tests.configuration import make_endpoint
 
 NOW = 1_700_000_000.0
@@ -50,41 +59,171 @@ def too_long(code: int = 400, **fields: Any) -> UpstreamStatus:
     return status(code, {"error": {"message": "m", "code": "context_length_exceeded", **fields}})
 
 
-TRIED_AGAIN: list[UpstreamError] = [
+def told_in_200(message: str, **fields: Any) -> StreamError:
+    return StreamError("x", json.dumps({"error": {"message": message, **fields}}).encode())
+
+
+BROKEN: list[UpstreamError] = [
     ConnectFailed("x"),
     UpstreamDisconnected("x", received=False),
     UpstreamDisconnected("x", received=True),
     UpstreamProtocolError("x"),
     UpstreamError("x"),
-    *(UpstreamTimeout(phase, 1.0) for phase in ("connect", "ttft", "idle")),
+    StreamError("x"),
+    told_in_200("busy", code="overloaded"),
     *(status(code) for code in (408, 500, 502, 503, 504, 529, 599)),
 ]
-ELSEWHERE: list[UpstreamError] = [status(code) for code in (300, 302, 307, 401, 402, 403, 404, 418, 425, 429, 451)]
-PASSED_ON: list[UpstreamError] = [status(code) for code in sorted(CALLERS_MISTAKE)]
+SILENT: list[UpstreamError] = [
+    UpstreamTimeout(phase, 1.0) for phase in ("connect", "first_byte", "ttft", "idle", "slow")
+]
+LATER: list[UpstreamError] = [status(code, retry_after="2") for code in (429, 503, 529)]
+REFUSED: list[UpstreamError] = [
+    EmptyAnswer("x"),
+    told_in_200("slow down", code="rate_limit_exceeded"),
+    told_in_200("no such key", code="invalid_api_key"),
+    *(status(code) for code in (300, 302, 307, 401, 402, 403, 404, 418, 425, 429, 451)),
+]
+MISTAKES: list[UpstreamError] = [
+    told_in_200("against our rules", code="content_filter"),
+    told_in_200("no", code="invalid_request_error"),
+    *(status(code) for code in sorted(CALLERS_MISTAKE)),
+]
+TOO_LONG: list[UpstreamError] = [too_long(), told_in_200("too long", code="context_length_exceeded")]
+OVER = [UpstreamTimeout("total", 1.0)]
+ALL = [*BROKEN, *SILENT, *LATER, *REFUSED, *MISTAKES, *TOO_LONG, *OVER]
 
 
-@pytest.mark.parametrize("error", [*TRIED_AGAIN, *ELSEWHERE, *PASSED_ON, too_long()], ids=str)
-@pytest.mark.parametrize(("tries", "attempts"), [(1, 1), (1, 2), (2, 2), (2, 3), (3, 3), (5, 3)])
-def test_each_kind_of_failure(error: UpstreamError, tries: int, attempts: int) -> None:
-    def step(client_has_content: bool) -> str:
-        return next_step(error, tries_here=tries, attempts=attempts, client_has_content=client_has_content)
-
-    if error in TRIED_AGAIN:
-        expected = "retry" if tries < attempts else "next"
-    elif error in ELSEWHERE:
-        expected = "next"
-    elif error in PASSED_ON:
-        expected = "pass_on"
-    else:
-        expected = "larger_window"
-    assert step(client_has_content=False) == expected
-    assert step(client_has_content=True) == "stop"
+@pytest.mark.parametrize(
+    ("verdict", "errors"),
+    [
+        ("broken", BROKEN),
+        ("silent", SILENT),
+        ("later", LATER),
+        ("refused", REFUSED),
+        ("mistake", MISTAKES),
+        ("too_long", TOO_LONG),
+        ("over", OVER),
+    ],
+)
+def test_each_kind_of_failure(verdict: str, errors: list[UpstreamError]) -> None:
+    assert {(error.kind, judge(error)) for error in errors} == {(error.kind, verdict) for error in errors}
 
 
-@pytest.mark.parametrize("client_has_content", [True, False])
-def test_the_end_of_the_whole_time_is_the_end(client_has_content: bool) -> None:
-    error = UpstreamTimeout("total", 1.0)
-    assert next_step(error, tries_here=1, attempts=9, client_has_content=client_has_content) == "stop"
+# Whose turn it is
+
+
+class Clockwork:
+    """Runs an agenda: every endpoint fails as `errors` says, the last error again and again."""
+
+    def __init__(
+        self, errors: dict[str, list[UpstreamError]], *, total: float = 100.0, windows: Any = None, **retry: Any
+    ):
+        self.now = 0.0
+        self.asked: list[tuple[str, float]] = []
+        self._errors = errors
+        endpoints = {name: make_endpoint(name, context_window=(windows or {}).get(name)) for name in errors}
+        candidates = [Candidate(name, None, None) for name in errors]
+        self.agenda = Agenda(candidates, endpoints, Retry(**retry), total, Random(1))
+
+    def run(self) -> list[str]:
+        tries: dict[str, int] = {}
+        while (turn := self.agenda.next()) is not None:
+            self.now = max(self.now, turn.at)
+            name = turn.candidate.endpoint
+            self.asked.append((name, self.now))
+            self.agenda.begin(turn.candidate)
+            errors = self._errors[name]
+            error = errors[min(tries.get(name, 0), len(errors) - 1)]
+            tries[name] = tries.get(name, 0) + 1
+            self.agenda.fail(turn.candidate, error, self.now, NOW)
+        return [name for name, _ in self.asked]
+
+
+@pytest.mark.parametrize("error", ALL, ids=lambda error: f"{judge(error)}-{error.kind}")
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_no_endpoint_is_asked_more_often_than_allowed(error: UpstreamError, attempts: int) -> None:
+    order = "".join(Clockwork({"a": [error], "b": [error]}, attempts=attempts).run())
+    expected = {
+        "broken": "a" * attempts + "b" * attempts,
+        "silent": "ab" * attempts,
+        "later": "ab" * attempts,
+        "refused": "ab",
+        "mistake": "a",
+        "too_long": "ab",  # of unknown windows each may be the larger one
+        "over": "a",
+    }
+    assert order == expected[judge(error)]
+
+
+def test_pauses_grow_are_random_and_bounded() -> None:
+    for seed in range(50):
+        run = Clockwork({"a": [status(500)]}, attempts=9)
+        run.agenda._rng.seed(seed)
+        run.run()
+        times = [at for _, at in run.asked]
+        pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        assert all(0 <= pause <= min(BASE_PAUSE * 2**n, MAX_PAUSE) for n, pause in enumerate(pauses))
+        assert len(set(pauses)) == len(pauses) == 8
+
+
+def test_no_turn_begins_after_the_end() -> None:
+    run = Clockwork({"a": [status(500)]}, attempts=100, total=3.0)
+    run.run()
+    assert 3 < len(run.asked) < 100 and run.now < 3.0
+
+
+@pytest.mark.parametrize(
+    ("wait", "order", "at"),
+    [("2", "aba", 2.0), ("0", "aba", 0.0), ("5", "aba", 5.0), ("5.1", "ab", 0.0), ("3600", "ab", 0.0)],
+)
+def test_who_said_when_to_come_back_is_asked_again_then_and_not_before(wait: str, order: str, at: float) -> None:
+    run = Clockwork({"a": [status(429, retry_after=wait)], "b": [status(401)]}, attempts=2)
+    assert "".join(run.run()) == order
+    assert run.now == at
+
+
+def test_a_wait_that_does_not_fit_into_the_whole_time_is_not_begun() -> None:
+    assert Clockwork({"a": [status(429, retry_after="4")]}, attempts=2, total=4.0).run() == ["a"]
+    assert Clockwork({"a": [status(429, retry_after="4")]}, attempts=2, total=4.1).run() == ["a", "a"]
+
+
+def test_the_one_that_may_be_asked_soonest_comes_first() -> None:
+    waits = {name: [status(429, retry_after=wait)] for name, wait in (("a", "3"), ("b", "1"), ("c", "2"))}
+    run = Clockwork(waits, attempts=2)
+    assert run.run() == ["a", "b", "c", "b", "c", "a"]
+    assert [at for _, at in run.asked] == [0, 0, 0, 1, 2, 3]
+
+
+def test_only_larger_windows_follow_a_prompt_that_was_too_long() -> None:
+    windows = {"a": 8, "b": 4, "c": 16, "d": None}
+    assert Clockwork({name: [too_long()] for name in windows}, windows=windows, attempts=3).run() == ["a", "c", "d"]
+
+
+def test_what_was_not_asked_for_is_no_mistake_of_the_caller() -> None:
+    agenda = Clockwork({"a": [status(400)], "b": [status(400)]}).agenda
+    for name in "ab":
+        turn = agenda.next()
+        assert turn is not None and turn.candidate.endpoint == name
+        agenda.begin(turn.candidate)
+        agenda.fail(turn.candidate, status(400), 0.0, NOW, goes_on=True)
+    assert agenda.next() is None
+
+
+def test_turns_out_of_order() -> None:
+    agenda = Clockwork({name: [status(500)] for name in "abc"}, attempts=2).agenda
+    first = agenda.next()
+    assert first is not None
+    agenda.begin(first.candidate)
+    assert agenda.take(lambda candidate: candidate.endpoint == "a") is None
+    taken = agenda.take(lambda candidate: candidate.endpoint != "b")
+    assert taken is not None and taken.endpoint == "c" and agenda.has_others
+    agenda.put_back(taken)
+    agenda.fail(first.candidate, status(500), 0.0, NOW)  # it is tried again, but that makes it no other
+    order = []
+    while (turn := agenda.next()) is not None:
+        order.append(turn.candidate.endpoint)
+        agenda.begin(turn.candidate)
+    assert order == ["a", "c", "b"] and not agenda.has_others
 
 
 @pytest.mark.parametrize(
@@ -109,11 +248,19 @@ def test_what_says_that_the_context_is_too_long(error: UpstreamStatus, expected:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_callers_mistake_is_nobodys_failure(named: bool) -> None:
-    assert not any(counts_against(error, caller_named_model=named) for error in [*PASSED_ON, too_long()])
-    assert all(counts_against(error, caller_named_model=named) for error in TRIED_AGAIN)
-    for error in ELSEWHERE:
+    assert not any(counts_against(error, caller_named_model=named) for error in [*MISTAKES, *TOO_LONG])
+    assert all(counts_against(error, caller_named_model=named) for error in [*BROKEN, *SILENT, *LATER])
+    for error in REFUSED:
         is_unknown_model = isinstance(error, UpstreamStatus) and error.status == 404
         assert counts_against(error, caller_named_model=named) is not (is_unknown_model and named)
+
+
+def test_what_the_caller_is_told_in_the_upstreams_words() -> None:
+    for error in ALL:
+        is_mistake = judge(error) in ("mistake", "too_long")
+        is_unknown = isinstance(error, UpstreamStatus) and error.status == 404
+        assert is_told_to_caller(error, [error]) is (is_mistake or is_unknown)
+    assert not is_told_to_caller(status(404), [status(500), status(404)])
 
 
 @pytest.mark.parametrize(
@@ -136,6 +283,33 @@ def test_a_callers_mistake_is_nobodys_failure(named: bool) -> None:
 @pytest.mark.parametrize("code", [429, 503, 529])
 def test_retry_after(text: str, seconds: float | None, code: int) -> None:
     assert retry_after(status(code, retry_after=text), NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({"retry_after_ms": "250"}, None, 0.25),
+        ({"retry_after_ms": "250", "retry_after": "9"}, None, 0.25),
+        ({"retry_after_ms": "x", "retry_after": "9"}, None, 9.0),
+        (
+            {},
+            {"error": {"details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "12s"}]}},
+            12.0,
+        ),
+        ({}, [{"error": {"details": [{"@type": "x/google.rpc.RetryInfo", "retryDelay": "0.5s"}]}}], 0.5),
+        ({}, {"error": {"details": [{"@type": "x/google.rpc.RetryInfo", "retryDelay": "soon"}]}}, None),
+        ({}, {"error": {"details": [{"@type": "x/google.rpc.RetryInfo"}, 1]}}, None),
+        ({}, {"error": {"details": [{"@type": "x/google.rpc.Help", "note": "RetryInfo", "retryDelay": "3s"}]}}, None),
+        ({}, {"error": "RetryInfo"}, None),
+        ({}, ["RetryInfo"], None),
+    ],
+)
+def test_other_ways_to_say_when(headers: dict[str, str], body: Any, seconds: float | None) -> None:
+    assert retry_after(status(429, body, **headers), NOW) == seconds
+
+
+def test_a_body_that_is_no_json_says_nothing() -> None:
+    assert retry_after(UpstreamStatus(429, [], b"RetryInfo " + b"[" * 100_000), NOW) is None
 
 
 def test_retry_after_is_read_only_where_it_means_to_wait() -> None:
@@ -164,8 +338,8 @@ def no_candidates(*reasons: str) -> GatewayError:
         (["require"], PermissionDenied, "policy_violation"),
         (["require", "capability", "missing_key"], PermissionDenied, "policy_violation"),
         (["max_cost"], PermissionDenied, "policy_violation"),
-        (["max_ttft"], Unavailable, "no_endpoint_available"),
-        (["max_ttft", "capability"], Unavailable, "no_endpoint_available"),
+        (["max_ttft"], PermissionDenied, "policy_violation"),
+        (["max_ttft", "capability"], PermissionDenied, "policy_violation"),
     ],
 )
 def test_an_empty_plan_is_explained(reasons: list[str], kind: type[GatewayError], code: str) -> None:
@@ -236,5 +410,5 @@ def test_larger_windows(candidate: int | None, failed: int | None, expected: boo
 def test_a_refusal_of_our_credentials_is_not_the_callers_mistake_whatever_its_status(body: Any) -> None:
     error = status(400, body)
     assert not is_callers_mistake(error)
-    assert next_step(error, tries_here=1, attempts=3, client_has_content=False) == "next"
+    assert judge(error) == "refused"
     assert counts_against(error, caller_named_model=True)

@@ -15,20 +15,24 @@ from sqlalchemy import text
 from gateway.errors import StoreError
 from gateway.store.database import Database, database_url
 from gateway.store.migrate import migrate
-from gateway.store.tables import KEYS_CHANNEL, api_keys, metadata, usage_events
+from gateway.store.tables import KEYS_CHANNEL, metadata, usage_events
 from gateway.types import BUCKETS, UsageEvent
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
-CATALOGUE = """
+NEWEST = "0002"
+TABLES = ["api_keys", "configurations", "decisions", "escapes", "usage_events"]
+NAMES = ", ".join(f"'{name}'" for name in TABLES)
+
+CATALOGUE = f"""
 SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
-WHERE conrelid IN ('usage_events'::regclass, 'api_keys'::regclass)
+WHERE conrelid::regclass::text IN ({NAMES})
 UNION ALL
-SELECT 'index', tablename, indexname, indexdef FROM pg_indexes WHERE tablename IN ('usage_events', 'api_keys')
+SELECT 'index', tablename, indexname, indexdef FROM pg_indexes WHERE tablename IN ({NAMES})
 UNION ALL
 SELECT 'column', table_name, column_name,
        concat_ws(' ', ordinal_position, data_type, udt_name, is_nullable, column_default, numeric_scale)
-FROM information_schema.columns WHERE table_name IN ('usage_events', 'api_keys')
+FROM information_schema.columns WHERE table_name IN ({NAMES})
 ORDER BY 1, 2, 3
 """
 
@@ -58,7 +62,8 @@ def test_the_migrated_database_is_the_schema(server: Database, database: Databas
         metadata.create_all(connection)
         assert migrated == [tuple(row) for row in connection.execute(text(CATALOGUE))]
     kinds = [kind for kind, *_ in migrated]
-    assert kinds.count("column") == len(usage_events.c) + len(api_keys.c)
+    assert sorted(metadata.tables) == TABLES
+    assert kinds.count("column") == sum(len(table.c) for table in metadata.sorted_tables)
     assert "constraint" in kinds and "index" in kinds
 
 
@@ -73,8 +78,8 @@ def test_the_columns_are_the_fields_of_an_event() -> None:
 
 def test_again_changes_nothing(database: Database) -> None:
     before = tables(database)
-    assert migrate(database, MIGRATIONS) == "0001"
-    assert tables(database) == before == ["alembic_version", "api_keys", "usage_events"]
+    assert migrate(database, MIGRATIONS) == NEWEST
+    assert tables(database) == before == ["alembic_version", *TABLES]
 
 
 def test_several_gateways_start_at_once(server: Database) -> None:
@@ -92,7 +97,7 @@ def test_several_gateways_start_at_once(server: Database) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert outcomes == ["0001"] * 4
+        assert outcomes == [NEWEST] * 4
 
 
 def test_a_newer_database_is_refused(server: Database) -> None:
@@ -127,7 +132,7 @@ def test_the_folder_may_lie_anywhere(server: Database, tmp_path: Path, monkeypat
     shutil.copytree(MIGRATIONS, tmp_path / "50% off: %(here)s")
     monkeypatch.chdir(tmp_path)
     with new_database(server, "elsewhere") as database:
-        assert migrate(database, Path("50% off: %(here)s")) == "0001"
+        assert migrate(database, Path("50% off: %(here)s")) == NEWEST
         assert "usage_events" in tables(database)
 
 

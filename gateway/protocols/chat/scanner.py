@@ -11,12 +11,13 @@ from collections.abc import Iterable
 import msgspec
 
 from gateway.config.rows import Dialect
-from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
-from gateway.protocols.base import NOT_JSON, StreamError, Summary
+from gateway.errors import UpstreamDisconnected, UpstreamError, UpstreamProtocolError
+from gateway.protocols.base import NOT_JSON, StreamError, Summary, is_plain_end
 from gateway.protocols.chat.usage import copy_usage, read_usage
 from gateway.protocols.chat.view import texts_of_calls
 from gateway.protocols.framing import MAX_EVENT_BYTES
 from gateway.protocols.raw import is_empty
+from gateway.protocols.soundness import first_broken
 from gateway.types import Usage
 
 _MAX_KEPT = 256 * 1024
@@ -88,13 +89,14 @@ def scan_answer(body: bytes, dialect: Dialect) -> Summary:
     except NOT_JSON as error:
         raise UpstreamProtocolError(f"not a completion: {error}") from None
     if _is_error(chunk):
-        raise StreamError("upstream answered 200 with an error")
+        raise StreamError("upstream answered 200 with an error", body)
     if not chunk.choices:
         raise UpstreamProtocolError("a completion without choices")
     raw = _usage_of(chunk)
     usage = read_usage(raw, dialect)
     text = "" if usage is not None else "".join(_visible(choice.message, choice.text) for choice in chunk.choices)
-    return Summary(usage, copy_usage(raw), chunk.choices[0].finish_reason, text)
+    nothing = all(is_plain_end(choice.finish_reason) and not _has_content(choice) for choice in chunk.choices)
+    return Summary(usage, copy_usage(raw), chunk.choices[0].finish_reason, text, is_empty=nothing)
 
 
 class Scanner:
@@ -103,6 +105,7 @@ class Scanner:
     def __init__(self, dialect: Dialect, *, shows_usage: bool) -> None:
         self.has_content = False
         self.is_finished = False
+        self.is_empty = True
         self.usage: Usage | None = None
         self.raw_usage: msgspec.Raw | None = None
         self.finish_reason: str | None = None
@@ -117,8 +120,9 @@ class Scanner:
 
     def feed(self, chunk: bytes) -> bytes:
         if self.has_content and not self._tail and chunk.endswith(b"\n\n") and not _has_signal(chunk):
-            self._keep(chunk)  # by far the most: whole events that say nothing but words
-            return chunk
+            if first_broken(chunk) < 0:
+                self._keep(chunk)  # by far the most: whole events that say nothing but words
+                return chunk
         data = self._tail + chunk if self._tail else chunk
         end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
         if end < 3:  # neither was found
@@ -139,7 +143,7 @@ class Scanner:
             rest = self._read_events(last)
         if not self.is_finished and self.finish_reason is None:
             raise UpstreamDisconnected("the stream ended before the answer was whole", received=True)
-        self.is_finished = True
+        self.is_finished = self.has_content = True
         return rest
 
     def text(self) -> str:
@@ -147,25 +151,33 @@ class Scanner:
         return "".join(self._text)
 
     def _read_events(self, events: bytes) -> bytes:
-        """What the client may see of whole events. Once there is content, only events with a signal are parsed."""
+        """What the client may see of whole events. Once there is content, only events with a signal are parsed, and of
+        the others the form alone is looked at."""
         shown: list[bytes] = []
         start = 0
-        while start < len(events):
-            if self.has_content:
-                signal = _next_signal(events, start)
-                if signal is None:
-                    break
-                begin = max(events.rfind(b"\n\n", start, signal) + 2, events.rfind(b"\n\r\n", start, signal) + 3)
-                if begin > max(start, 2):
-                    shown.append(events[start:begin])
-                    start = begin
-            end = _EVENT_END.search(events, start)
-            if end is None:
-                break  # blank lines beyond an event's own
-            event = events[start : end.end()]
-            start = end.end()
-            if self._read_event(event):
-                shown.append(event)
+        try:
+            while start < len(events):
+                if self.has_content:
+                    signal = _next_signal(events, start)
+                    begin = len(events) if signal is None else _begin_of_event(events, start, signal)
+                    if begin > start:
+                        broken = first_broken(events[start:begin])
+                        shown.append(events[start : begin if broken < 0 else start + broken])
+                        if broken >= 0:
+                            raise UpstreamProtocolError("an event of the stream is not JSON")
+                        start = begin
+                    if signal is None:
+                        break
+                end = _EVENT_END.search(events, start)
+                if end is None:
+                    break  # blank lines beyond an event's own
+                event = events[start : end.end()]
+                start = end.end()
+                if self._read_event(event):
+                    shown.append(event)
+        except UpstreamError as error:
+            error.before = b"".join(shown)
+            raise
         if not shown:
             return events[start:] if start else events
         shown.append(events[start:])
@@ -186,12 +198,12 @@ class Scanner:
         except NOT_JSON as error:
             raise UpstreamProtocolError(f"an event of the stream is not a chunk: {error}") from None
         if _is_error(chunk):
-            raise StreamError("upstream sent an error inside the stream")
+            raise StreamError("upstream sent an error inside the stream", data)
         for choice in chunk.choices or ():
             self._has_choices = True
             self.finish_reason = choice.finish_reason or self.finish_reason
-            if choice.finish_reason is not None or _has_content(choice):
-                self.has_content = True
+            if not is_plain_end(choice.finish_reason) or _has_content(choice):
+                self.has_content, self.is_empty = True, False
         raw = _usage_of(chunk)
         if is_empty(raw):
             return True
@@ -220,6 +232,12 @@ class Scanner:
                 text = "".join(_visible(choice.delta, choice.text) for choice in chunk.choices or ())
                 self._text.append(text)
                 self._text_length += len(text)
+
+
+def _begin_of_event(events: bytes, start: int, position: int) -> int:
+    """Where the event begins in which `position` is; not before `start`."""
+    lf, crlf = events.rfind(b"\n\n", start, position), events.rfind(b"\n\r\n", start, position)
+    return max(start, lf + 2 if lf >= 0 else 0, crlf + 3 if crlf >= 0 else 0)
 
 
 def _has_signal(events: bytes) -> bool:
@@ -258,7 +276,8 @@ def _usage_of(chunk: _Chunk) -> msgspec.Raw:
 def _has_content(choice: _Choice) -> bool:
     if not is_empty(choice.text):
         return True
-    return choice.delta is not None and any(not is_empty(value) for value in msgspec.structs.astuple(choice.delta))
+    written = choice.delta if choice.message is None else choice.message
+    return written is not None and any(not is_empty(value) for value in msgspec.structs.astuple(written))
 
 
 def _visible(written: _Delta | None, completion: msgspec.Raw) -> str:

@@ -12,7 +12,7 @@ import msgspec
 from gateway.errors import InvalidRequest
 from gateway.protocols.base import NOT_JSON, Outline
 from gateway.protocols.parsing import check_model, decode_request
-from gateway.protocols.raw import is_empty
+from gateway.protocols.raw import first_text, is_empty
 from gateway.types import Capability
 
 _PART_NEEDS: dict[str, Capability] = {
@@ -73,6 +73,10 @@ class ChatRequest(msgspec.Struct):
     prediction: msgspec.Raw = msgspec.Raw()
     web_search_options: msgspec.Raw = msgspec.Raw()
     store: msgspec.Raw = msgspec.Raw()
+    prompt_cache_key: msgspec.Raw = msgspec.Raw()
+    safety_identifier: msgspec.Raw = msgspec.Raw()
+    user: msgspec.Raw = msgspec.Raw()
+    provider: msgspec.Raw = msgspec.Raw()
 
     @property
     def wants_stream(self) -> bool:
@@ -135,6 +139,23 @@ class ChatRequest(msgspec.Struct):
                     return message.content
                 return " ".join(part.text for part in message.content or () if part.text)
         return ""
+
+    def opening(self) -> str:
+        texts: list[str] = []
+        for message in self.messages:
+            if isinstance(message.content, str):
+                texts.append(message.content)
+            else:
+                texts += [part.text for part in message.content or () if part.text]
+            if message.role == "user":
+                break
+        return "\n".join(texts)
+
+    def session(self) -> str | None:
+        return first_text(self.prompt_cache_key, self.user, self.safety_identifier)
+
+    def routing_wishes(self) -> bytes | None:
+        return bytes(self.provider) or None
 
     def outline(self) -> Outline:
         texts: list[str | bytes] = [bytes(tool) for tool in (*(self.tools or ()), *(self.functions or ()))]

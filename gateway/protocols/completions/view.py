@@ -11,7 +11,7 @@ from gateway.errors import InvalidRequest
 from gateway.protocols.base import NOT_JSON, Outline
 from gateway.protocols.chat.view import StreamOptions
 from gateway.protocols.parsing import check_model, decode_request
-from gateway.protocols.raw import is_empty
+from gateway.protocols.raw import first_text, is_empty
 from gateway.types import Capability
 
 _decode_texts = msgspec.json.Decoder(list[str]).decode
@@ -35,6 +35,8 @@ class CompletionRequest(msgspec.Struct):
     logprobs: int | None = None
     echo: bool | None = None
     suffix: str | None = None
+    user: msgspec.Raw = msgspec.Raw()
+    provider: msgspec.Raw = msgspec.Raw()
 
     @property
     def wants_stream(self) -> bool:
@@ -82,6 +84,16 @@ class CompletionRequest(msgspec.Struct):
     def last_user_text(self) -> str:
         texts = self.texts()
         return texts[-1] if texts else ""
+
+    def opening(self) -> str:
+        texts = self.texts()
+        return texts[0] if texts else ""
+
+    def session(self) -> str | None:
+        return first_text(self.user)
+
+    def routing_wishes(self) -> bytes | None:
+        return bytes(self.provider) or None
 
     def outline(self) -> Outline:
         words = [" a" * len(tokens) for tokens in self.token_lists()]  # as many tokens, whatever they say

@@ -33,6 +33,7 @@ class EmbeddingsView(msgspec.Struct):
     input_type: str | None = None
     output_dimension: int | None = None
     output_dtype: str | None = None
+    provider: msgspec.Raw = msgspec.Raw()
 
     @property
     def wants_stream(self) -> bool:
@@ -67,6 +68,15 @@ class EmbeddingsView(msgspec.Struct):
         if isinstance(self.input, str):
             return self.input
         return next((item for item in reversed(self.input) if isinstance(item, str)), "")
+
+    def opening(self) -> str:
+        return self.last_user_text()
+
+    def session(self) -> str | None:
+        return self.user
+
+    def routing_wishes(self) -> bytes | None:
+        return bytes(self.provider) or None
 
     def outline(self) -> Outline:
         """Token ids are told by as many one-letter words: they are counted already, and have no text here."""

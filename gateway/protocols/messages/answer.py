@@ -26,7 +26,7 @@ from gateway.canonical import (
     ToolCall,
 )
 from gateway.errors import UpstreamProtocolError
-from gateway.protocols.base import NOT_JSON, StreamError, Summary
+from gateway.protocols.base import NOT_JSON, StreamError, Summary, is_plain_end
 from gateway.protocols.messages.blocks import WIRE, Block, read_block, write_id
 from gateway.protocols.messages.call_seal import write_call_seal
 from gateway.protocols.messages.mending import decode_mended, encode_mended
@@ -103,7 +103,8 @@ def scan_answer(body: bytes) -> Summary:
     message = _read_message(body)
     usage = read_usage(message.usage)
     text = "" if usage is not None else "".join(_words(part) for part in _read_parts(message))
-    return Summary(usage, kept(message.usage), message.stop_reason, text)
+    nothing = len(message.content or ()) < 2 and is_plain_end(message.stop_reason) and not _read_parts(message)
+    return Summary(usage, kept(message.usage), message.stop_reason, text, is_empty=nothing)
 
 
 def _read_message(body: bytes) -> _Message:
@@ -112,7 +113,7 @@ def _read_message(body: bytes) -> _Message:
     except NOT_JSON as error:
         raise UpstreamProtocolError(f"not a message: {error}") from None
     if message.type == "error" or not is_absent(message.error):
-        raise StreamError("upstream answered 200 with an error")
+        raise StreamError("upstream answered 200 with an error", body)
     if message.content is None:
         raise UpstreamProtocolError("a message without content")
     if len(message.content) > MAX_BLOCKS:

@@ -10,9 +10,11 @@ import re
 import msgspec
 
 from gateway.errors import UpstreamDisconnected, UpstreamError, UpstreamProtocolError
+from gateway.protocols.base import StreamError, is_plain_end
 from gateway.protocols.framing import MAX_EVENT_BYTES
 from gateway.protocols.messages.events import Delta, StreamEvent, read_block_start, read_delta, read_event, read_start
 from gateway.protocols.messages.usage import is_absent, merge_usage, read_usage
+from gateway.protocols.soundness import first_broken
 from gateway.types import Usage
 
 # Inside a JSON string quotes are escaped, so text that a model writes matches these only where it ends in such a word;
@@ -33,6 +35,7 @@ class MessagesScanner:
     def __init__(self) -> None:
         self.has_content = False
         self.is_finished = False
+        self.is_empty = True
         self.usage: Usage | None = None
         self.raw_usage: msgspec.Raw | None = None
         self.finish_reason: str | None = None
@@ -74,19 +77,30 @@ class MessagesScanner:
 
     def _read_events(self, events: bytes) -> None:
         start = 0
-        while start < len(events):
-            if self.has_content:
-                signal = _next_signal(events, start)
-                if signal is None:
-                    return
-                start = _begin_of_event(events, start, signal)
-            end = _EVENT_END.search(events, start)
-            if end is None:
-                return  # blank lines beyond an event's own
-            name, data = _fields_of(events[start : end.end()])
-            start = end.end()
-            if data and not self.is_finished:
-                self._read_event(name, data)
+        try:
+            while start < len(events):
+                if self.has_content:
+                    signal = _next_signal(events, start)
+                    begin = len(events) if signal is None else _begin_of_event(events, start, signal)
+                    broken = first_broken(events[start:begin]) if begin > start else -1
+                    if broken >= 0:
+                        start += broken
+                        raise UpstreamProtocolError("an event of the stream is not JSON")
+                    if signal is None:
+                        return
+                    start = begin
+                end = _EVENT_END.search(events, start)
+                if end is None:
+                    return  # blank lines beyond an event's own
+                name, data = _fields_of(events[start : end.end()])
+                if data and not self.is_finished:
+                    self._read_event(name, data)
+                start = end.end()
+        except UpstreamError as error:
+            error.before = events[:start]
+            if isinstance(error, StreamError):
+                error.body = error.body or events[start:]
+            raise
 
     def _read_event(self, name: bytes, data: bytes) -> None:
         event = read_event(data, name)
@@ -99,10 +113,10 @@ class MessagesScanner:
             self._has_started = True
             block = read_block_start(event)
             # Thinking whose text is left out says nothing more until it ends: that it has begun is all there is to see.
-            self.has_content = self.has_content or block.type != "text" or bool(block.text)
+            self._see(block.type != "text" or bool(block.text))
         elif event.type == "content_block_delta":
             self._has_started = True
-            self.has_content = self.has_content or _has_content(read_delta(event))
+            self._see(_has_content(read_delta(event)))
         elif event.type == "message_delta":
             self._read_message_delta(event)
         elif event.type == "message_stop":
@@ -115,11 +129,15 @@ class MessagesScanner:
         delta = read_delta(event)
         if delta.stop_reason is not None:
             self.finish_reason = delta.stop_reason
-            self.has_content = True
+            self._see(not is_plain_end(delta.stop_reason))
         if not is_absent(event.usage):
             self._count(event.usage)
             if self.finish_reason is not None:
                 self.usage = read_usage(self.raw_usage)
+
+    def _see(self, is_content: bool) -> None:
+        if is_content:
+            self.has_content, self.is_empty = True, False
 
     def _count(self, usage: msgspec.Raw) -> None:
         if not is_absent(usage):

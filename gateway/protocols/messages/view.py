@@ -74,6 +74,10 @@ class _Thread(msgspec.Struct):
     previous_message_id: Any = None
 
 
+class _Metadata(msgspec.Struct):
+    user_id: Any = None
+
+
 class _ContextManagement(msgspec.Struct):
     edits: list[_Edit] | None = None
 
@@ -93,6 +97,8 @@ class _View(msgspec.Struct, dict=True):
     thread: msgspec.Raw = msgspec.Raw()
     compaction: msgspec.Raw = msgspec.Raw()
     inference_geo: msgspec.Raw = msgspec.Raw()
+    metadata: msgspec.Raw = msgspec.Raw()
+    provider: msgspec.Raw = msgspec.Raw()
 
     @property
     def wants_stream(self) -> bool:
@@ -142,12 +148,25 @@ class _View(msgspec.Struct, dict=True):
             if turn.role == "user":
                 if isinstance(turn.content, str):
                     return turn.content
-                texts = [
-                    block.text for block in turn.content or () if block.type == "text" and isinstance(block.text, str)
-                ]
-                if texts:
+                if texts := _texts_of(turn.content):
                     return " ".join(texts)
         return ""
+
+    def opening(self) -> str:
+        texts = _texts_of(self.system)
+        for turn in self.messages:
+            texts += _texts_of(turn.content)
+            if turn.role == "user":
+                break
+        return "\n".join(texts)
+
+    def session(self) -> str | None:
+        metadata = _read(_decode_metadata, self.metadata)
+        user = None if metadata is None else metadata.user_id
+        return user if isinstance(user, str) else None
+
+    def routing_wishes(self) -> bytes | None:
+        return bytes(self.provider) or None
 
     def outline(self) -> Outline:
         texts: list[str | bytes] = [bytes(tool) for tool in self.tools or ()]
@@ -242,6 +261,7 @@ _decode_citations = msgspec.json.Decoder(_Citations).decode
 _decode_tool = msgspec.json.Decoder(_Tool).decode
 _decode_management = msgspec.json.Decoder(_ContextManagement).decode
 _decode_container = msgspec.json.Decoder(_Container).decode
+_decode_metadata = msgspec.json.Decoder(_Metadata).decode
 _decode_thread = msgspec.json.Decoder(_Thread).decode
 _decode_string = msgspec.json.Decoder(str).decode
 
@@ -274,6 +294,12 @@ def _read(decode: Any, raw: msgspec.Raw) -> Any:
         return None if is_absent(raw) else decode(raw)
     except NOT_JSON:
         return None
+
+
+def _texts_of(content: str | list[_Block] | None) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    return [block.text for block in content or () if block.type == "text" and isinstance(block.text, str)]
 
 
 def _string_in(raw: msgspec.Raw) -> str:

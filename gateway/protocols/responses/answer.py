@@ -27,7 +27,7 @@ from gateway.canonical import (
 )
 from gateway.errors import UpstreamProtocolError
 from gateway.folding import fold
-from gateway.protocols.base import MAX_TOKENS, StreamError, Summary
+from gateway.protocols.base import MAX_TOKENS, NOT_JSON, StreamError, Summary
 from gateway.protocols.raw import is_empty
 from gateway.protocols.responses.decoding import read
 from gateway.protocols.responses.output import Output
@@ -56,11 +56,22 @@ class Envelope(msgspec.Struct):
         return None if self.created_at is None else int(self.created_at)
 
 
+class _Part(msgspec.Struct):
+    text: str | None = None
+    refusal: str | None = None
+
+
+class _Item(msgspec.Struct):
+    type: str | None = None
+    content: list[_Part] | None = None
+
+
 class _Count(msgspec.Struct):
     input_tokens: int
 
 
 _decode = msgspec.json.Decoder(Envelope).decode
+_decode_item = msgspec.json.Decoder(_Item).decode
 _decode_count = msgspec.json.Decoder(_Count).decode
 _REASONS: dict[str | None, FinishReason] = {"max_output_tokens": "length", "content_filter": "content_filter"}
 _UNFINISHED = frozenset({"queued", "in_progress"})  # of a response in the background
@@ -91,7 +102,21 @@ def scan_answer(body: bytes) -> Summary:
     output = Output()
     items = enumerate(envelope.output or ())
     text = "" if usage is not None else written_text(event for at, item in items for event in output.finish(at, item))
-    return Summary(usage, copy_usage(envelope.usage), envelope.status, text)
+    return Summary(usage, copy_usage(envelope.usage), envelope.status, text, is_empty=says_nothing(envelope))
+
+
+def says_nothing(envelope: Envelope) -> bool:
+    """Whether it ended in order and has nothing but messages without a word."""
+    return envelope.status == "completed" and all(map(is_hollow, envelope.output or ()))
+
+
+def is_hollow(item: msgspec.Raw) -> bool:
+    """A message without a word: begun, or empty for good."""
+    try:
+        found = _decode_item(item)
+    except NOT_JSON:
+        return False
+    return found.type == "message" and not any(part.text or part.refusal for part in found.content or ())
 
 
 def read_count(body: bytes) -> int:
@@ -125,7 +150,7 @@ def written_text(events: Iterable[Event]) -> str:
 def _read_sound(body: bytes) -> Envelope:
     envelope = read_envelope(body)
     if not is_empty(envelope.error) or envelope.status == "failed":
-        raise StreamError("upstream answered 200 with an error")
+        raise StreamError("upstream answered 200 with an error", body)
     if envelope.output is None or envelope.status == "cancelled":
         raise UpstreamProtocolError("not a response")
     return envelope

@@ -13,13 +13,14 @@ import re
 
 import msgspec
 
-from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.errors import UpstreamDisconnected, UpstreamError, UpstreamProtocolError
 from gateway.protocols.base import NOT_JSON, StreamError
 from gateway.protocols.framing import MAX_EVENT_BYTES
 from gateway.protocols.raw import is_empty
-from gateway.protocols.responses.answer import read_envelope
+from gateway.protocols.responses.answer import is_hollow, read_envelope, says_nothing
 from gateway.protocols.responses.decoding import read
 from gateway.protocols.responses.usage import copy_usage, read_usage
+from gateway.protocols.soundness import first_broken
 from gateway.types import Usage
 
 _SIGNALS = (b"response.completed", b"response.incomplete", b"response.failed", b'"error"', b"event: error")
@@ -34,6 +35,7 @@ _MAX_TEXT = 4 * 1024 * 1024
 class _Event(msgspec.Struct):
     type: str = ""
     delta: msgspec.Raw = msgspec.Raw()
+    item: msgspec.Raw = msgspec.Raw()
     response: msgspec.Raw = msgspec.Raw()
     error: msgspec.Raw = msgspec.Raw()
 
@@ -48,6 +50,7 @@ class ResponsesScanner:
     def __init__(self) -> None:
         self.has_content = False
         self.is_finished = False
+        self.is_empty = True
         self.usage: Usage | None = None
         self.raw_usage: msgspec.Raw | None = None
         self.finish_reason: str | None = None
@@ -96,18 +99,26 @@ class ResponsesScanner:
 
     def _read_events(self, events: bytes) -> None:
         start = 0
-        while start < len(events) and not self.is_finished:
-            if self.has_content:
-                signals = [at for signal in _SIGNALS if (at := events.find(signal, start)) >= 0]
-                if not signals:
-                    return
-                first = min(signals)
-                start = _begin_of_event(events, start, first)
-            end = _EVENT_END.search(events, start)
-            if end is None:
-                return  # blank lines beyond an event's own
-            self._read_event(events[start : end.end()])
-            start = end.end()
+        try:
+            while start < len(events) and not self.is_finished:
+                if self.has_content:
+                    signals = [at for signal in _SIGNALS if (at := events.find(signal, start)) >= 0]
+                    begin = _begin_of_event(events, start, min(signals)) if signals else len(events)
+                    broken = first_broken(events[start:begin]) if begin > start else -1
+                    if broken >= 0:
+                        start += broken
+                        raise UpstreamProtocolError("an event of the stream is not JSON")
+                    if not signals:
+                        return
+                    start = begin
+                end = _EVENT_END.search(events, start)
+                if end is None:
+                    return  # blank lines beyond an event's own
+                self._read_event(events[start : end.end()])
+                start = end.end()
+        except UpstreamError as error:
+            error.before = events[:start]
+            raise
 
     def _read_event(self, event: bytes) -> None:
         name, data = _split(event)
@@ -118,17 +129,18 @@ class ResponsesScanner:
         if kind in _ENDS or kind == "response.failed":
             self._read_end(found)
         if kind in ("error", "response.failed") or not is_empty(found.error):
-            raise StreamError("upstream sent an error inside the stream")
+            raise StreamError("upstream sent an error inside the stream", data)
         if kind in _ENDS:
             self.has_content = self.is_finished = True
             self.finish_reason = self.finish_reason or kind.removeprefix("response.")
-        elif kind in _ITEMS or (kind.endswith(".delta") and not is_empty(found.delta)):
-            self.has_content = True
+        elif (kind in _ITEMS and not is_hollow(found.item)) or (kind.endswith(".delta") and not is_empty(found.delta)):
+            self.has_content, self.is_empty = True, False
 
     def _read_end(self, event: _Event) -> None:
         if not is_empty(event.response):
             response = read_envelope(event.response)
             self.finish_reason = response.status
+            self.is_empty = self.is_empty and says_nothing(response)
             self.usage, self.raw_usage = read_usage(response.usage), copy_usage(response.usage)
 
     def _keep(self, events: bytes) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from gateway.errors import InvalidRequest
 from gateway.protocols.base import NOT_JSON, Outline
 from gateway.protocols.parsing import check_model, decode_request
-from gateway.protocols.raw import is_empty
+from gateway.protocols.raw import first_text, is_empty
 from gateway.types import Capability
 
 MEDIA: dict[str, Capability] = {"input_image": "vision", "input_audio": "audio", "input_file": "files"}
@@ -124,6 +124,10 @@ class ToolHead(msgspec.Struct):
     tools: list[ToolHead] | None = None
 
 
+class Conversation(msgspec.Struct):
+    id: str | None = None
+
+
 class Body(msgspec.Struct):
     """Only fields whose type must hold or that are needed are named; all others pass through unread."""
 
@@ -152,6 +156,7 @@ class Body(msgspec.Struct):
     background: bool | None = None
     context_management: msgspec.Raw = msgspec.Raw()
     moderation: msgspec.Raw = msgspec.Raw()
+    provider: msgspec.Raw = msgspec.Raw()
 
     @property
     def items(self) -> list[InputItem]:
@@ -228,6 +233,29 @@ class ResponsesView:
                 return " ".join(part.text for part in _parts_of(item) if part.text)
         return ""
 
+    def opening(self) -> str:
+        texts = [self._body.instructions or ""]
+        for item in self._items:
+            if item.kind == "message":
+                texts += [part.text for part in _parts_of(item) if part.text]
+                if item.role == "user":
+                    break
+        return "\n".join(texts)
+
+    def session(self) -> str | None:
+        body = self._body
+        return body.prompt_cache_key or self._conversation() or body.user or body.safety_identifier
+
+    def _conversation(self) -> str | None:
+        """Its id, which may stand alone or in an object."""
+        try:
+            return first_text(self._body.conversation) or _decode_conversation(self._body.conversation).id
+        except NOT_JSON:
+            return None
+
+    def routing_wishes(self) -> bytes | None:
+        return bytes(self._body.provider) or None
+
     def outline(self) -> Outline:
         texts: list[str | bytes] = [bytes(tool) for tool in self._body.tools or ()]
         if self._body.instructions:
@@ -279,6 +307,7 @@ class ResponsesView:
 
 _decode = msgspec.json.Decoder(Body).decode
 _decode_contents = msgspec.json.Decoder(str | list[Content]).decode
+_decode_conversation = msgspec.json.Decoder(Conversation).decode
 _decode_head = msgspec.json.Decoder(ToolHead).decode
 
 

@@ -197,9 +197,80 @@ def test_text_survives_what_cannot_be_read() -> None:
     reader.feed(words("a")[0])
     reader.feed(b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n')
     reader.feed(b'data: {"choices": [{"delta": {"content": "\\ud800"}}]}\n\n')
-    reader.feed(b'data: {"choices": [{"delta": {"tool_calls": [' + b"[" * 5000 + b"]}}]}\n\n")
-    reader.feed(b"data: nonsense\n\n" + words("b")[0])
-    assert reader.text() == "ab"
+    for broken in (b'data: {"choices": [{"delta": {"tool_calls": [' + b"[" * 5000 + b"]}}]}\n\n", b"data: nonsense\n\n"):
+        with pytest.raises(UpstreamProtocolError):
+            reader.feed(broken + words("b")[0])
+    assert reader.text() == "abb"
+
+
+@pytest.mark.parametrize("broken", [b"data: nonsense\n\n", b'data: {"choices": [\n\n', b"data: {'a': 1}\n\n", b"data: 1\n\n"])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_a_broken_event_ends_the_stream_after_what_came_before_it(broken: bytes, end: bytes) -> None:
+    """Passed on or left out it would lose text, and nobody would know."""
+    before = words("b")[0] + b": comment\n\nevent: unknown\n\n" + words("c")[0]
+    before, broken, behind = (piece.replace(b"\n\n", end) for piece in (before, broken, words("d")[0]))
+    for pieces in ([before + broken + behind], [before, broken + behind], [before + broken[:9], broken[9:]]):
+        reader = Scanner(PLAIN, shows_usage=False)
+        shown = [reader.feed(ROLE + words("a")[0])]
+        with pytest.raises(UpstreamProtocolError) as failure:
+            shown += [reader.feed(piece) for piece in pieces[:-1]]
+            reader.feed(pieces[-1])
+        assert b"".join((*shown, failure.value.before)) == ROLE + words("a")[0] + before
+
+
+def test_an_error_comes_after_the_content_of_the_same_read() -> None:
+    reader = Scanner(PLAIN, shows_usage=False)
+    reader.feed(ROLE + words("a")[0])
+    hidden = event(usage={"prompt_tokens": 1, "completion_tokens": 1})
+    with pytest.raises(StreamError) as failure:
+        reader.feed(words("b")[0] + hidden + b'data: {"error": {"code": "overloaded"}}\n\n' + words("c")[0])
+    assert failure.value.before == words("b")[0]
+    assert failure.value.body == b'{"error": {"code": "overloaded"}}'
+
+
+@pytest.mark.parametrize("finish", ["stop", None])
+def test_a_stream_that_says_nothing_is_empty(finish: str | None) -> None:
+    reader = Scanner(PLAIN, shows_usage=False)
+    reader.feed(ROLE + event({"content": ""}, finish=finish))
+    assert not reader.has_content
+    reader.feed(DONE)
+    assert reader.has_content and reader.is_finished and reader.is_empty
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        event({}, finish="length"),
+        event({}, finish="content_filter"),
+        event({"content": "x"}, finish="stop"),
+        event({"refusal": "no"}),
+        event({"reasoning_content": "hm"}),
+        event({"tool_calls": [{"index": 0}]}),
+    ],
+)
+def test_what_says_anything_is_not_empty(last: bytes) -> None:
+    reader = Scanner(PLAIN, shows_usage=False)
+    reader.feed(ROLE + last)
+    assert reader.has_content
+    reader.feed(DONE)
+    assert not reader.is_empty
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "expected"),
+    [
+        ({"content": ""}, "stop", True),
+        ({"content": None, "tool_calls": []}, "stop", True),
+        ({}, None, True),
+        ({"content": ""}, "length", False),
+        ({"content": "", "refusal": "no"}, "stop", False),
+        ({"content": None, "tool_calls": [{"id": "c"}]}, "tool_calls", False),
+        ({"content": " "}, "stop", False),
+    ],
+)
+def test_a_whole_answer_that_says_nothing(message: dict[str, Any], finish: str | None, expected: bool) -> None:
+    body = json.dumps({"choices": [{"message": {"role": "assistant", **message}, "finish_reason": finish}]}).encode()
+    assert scan_answer(body, PLAIN).is_empty is expected
 
 
 # Fuzz

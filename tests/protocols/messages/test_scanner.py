@@ -79,12 +79,23 @@ def test_what_is_content(content: bytes, is_content: bool) -> None:
 
 
 def test_events_without_a_signal_are_not_read_once_there_is_content() -> None:
-    """They go on as they are, whatever they hold: reading them would cost most of the time."""
-    for broken in (b"data: {not json\n\n", b"data: {not json\r\n\r\n"):
-        assert scan(START, text_block(0, "Hi"), broken, END).is_finished
-        assert scan(START, text_block(0, "Hi"), broken, END.replace(b"\n", b"\r\n")).is_finished
+    """They go on as they are, whatever they say: reading them would cost most of the time."""
+    for odd in (b'data: {"type": 1}\n\n', b'data: {"type": 1}\r\n\r\n', b": comment\n\n", b"event: new\n\n"):
+        assert scan(START, text_block(0, "Hi"), odd, END).is_finished
+        assert scan(START, text_block(0, "Hi"), odd, END.replace(b"\n", b"\r\n")).is_finished
     with pytest.raises(UpstreamError):
-        scan(START, text_block(0, "Hi"), b'data: {not json "error"\n\n', END)
+        scan(START, text_block(0, "Hi"), b'data: {"type": 1, "error": 1}\n\n', END)
+
+
+@pytest.mark.parametrize("broken", [b"data: {not json\n\n", b"event: x\ndata: {not json\r\n\r\n"])
+def test_a_broken_event_ends_the_stream_after_what_came_before_it(broken: bytes) -> None:
+    scanner = MESSAGES_PROTOCOL.open_scanner(
+        MESSAGES_PROTOCOL.parse(b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}'), PLAIN
+    )
+    scanner.feed(START + text_block(0, "Hi"))
+    with pytest.raises(UpstreamError) as failure:
+        scanner.feed(text_block(1, "there") + broken + END)
+    assert failure.value.before == text_block(1, "there")
 
 
 def test_a_stream_that_breaks_off_has_no_usage_but_what_was_said() -> None:

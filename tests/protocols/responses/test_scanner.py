@@ -124,12 +124,20 @@ def test_content_is_the_first_delta_or_item() -> None:
 
 
 def test_after_content_only_signals_are_parsed() -> None:
-    """Anything may pass then: the client is the judge of it."""
-    odd = b'event: response.new\ndata: {"type":"response.new","x":\n\n'
+    """Anything may pass then that is JSON: the client is the judge of it."""
+    odd = b'event: response.new\ndata: {"type":1,"x":2}\n\n'
     stream = [CREATED, delta("output_text", "a", **PLACE), odd, completed(message("a"))]
     assert feed(b"".join(stream))[0] == b"".join(stream)
     with pytest.raises(UpstreamProtocolError):
         scanner().feed(odd)
+
+
+def test_a_broken_event_ends_the_stream_after_what_came_before_it() -> None:
+    reader, said = scanner(), delta("output_text", "a", **PLACE)
+    reader.feed(CREATED + said)
+    with pytest.raises(UpstreamProtocolError) as failure:
+        reader.feed(said + b'event: response.new\ndata: {"type":"response.new","x":\n\n' + said)
+    assert failure.value.before == said
 
 
 @pytest.mark.parametrize(("status", "reason"), [("incomplete", {"reason": "max_output_tokens"}), ("completed", None)])

@@ -1,0 +1,128 @@
+"""Every key that a document may hold, and the bounds of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "top": (
+        "version",
+        "providers",
+        "endpoints",
+        "routes",
+        "policies",
+        "domains",
+        "teams",
+        "classifier",
+        "learning",
+        "decisions",
+        "server",
+        "adapters",
+    ),
+    "provider": (
+        "adapter",
+        "base_url",
+        "api_key",
+        "model",
+        "region",
+        "project",
+        "access_key_id",
+        "secret_access_key",
+        "session_token",
+        "credentials",
+        "ca_file",
+        "headers",
+        "dialect",
+    ),
+    "endpoint": (
+        "provider",
+        "model",
+        "region",
+        "price",
+        "context_window",
+        "max_in_flight",
+        "capabilities",
+        "speaks",
+        "license",
+        "freshness",
+        "quantization",
+        "data_classes",
+        "zdr",
+        "data_collection",
+        "distillable",
+    ),
+    "price": (
+        "input",
+        "output",
+        "cache_read",
+        "cache_write",
+        "cache_write_5m",
+        "cache_write_1h",
+        "input_audio",
+        "input_image",
+        "reasoning",
+        "output_audio",
+        "request",
+    ),
+    "route": ("name", "match", "policy"),
+    "match": (
+        "model",
+        "domain",
+        "complexity",
+        "team",
+        "project",
+        "key",
+        "header",
+        "tag",
+        "data_class",
+        "stream",
+        "min_input_tokens",
+        "max_input_tokens",
+        "window",
+    ),
+    "window": ("days", "from", "to", "zone", "since", "until"),
+    "policy": (
+        "endpoints",
+        "select",
+        "weights",
+        "balance",
+        "require",
+        "limits",
+        "timeouts",
+        "retry",
+        "hedge",
+        "streaming",
+        "sticky",
+        "canary",
+        "shadow",
+        "fallback",
+    ),
+    "balance": ("cost", "latency", "throughput", "load"),
+    "require": ("region", "provider", "license", "freshness", "quantization", "zdr"),
+    "limits": ("max_cost_usd", "max_price", "max_ttft", "min_tokens_per_second"),
+    "max_price": ("input", "output"),
+    "timeouts": ("connect", "first_byte", "ttft", "idle", "total"),
+    "retry": ("attempts", "max_wait"),
+    "hedge": ("after", "max_extra_cost"),
+    "streaming": ("on_failure", "hold_tokens", "keep_alive", "min_tokens_per_second", "slow_after"),
+    "canary": ("endpoint", "percent", "by"),
+    "shadow": ("endpoint", "percent"),
+    "domain": ("examples", "keywords"),
+    "team": ("cost_center", "budget", "data_class", "priority", "weight", "allow"),
+    "budget": ("usd", "per", "hard"),
+    "allow": ("endpoints", "providers", "regions", "models"),
+    "classifier": ("model",),
+    "learning": ("enabled", "half_life", "max_age", "max_drift"),
+    "decisions": ("keep",),
+    "server": ("max_body_bytes", "max_in_flight", "max_waiting", "max_wait"),
+}
+"""By the mapping they stand in. The reference documents each."""
+
+DAY = 86_400.0  # seconds
+
+MAX_TOKENS = 1_000_000_000
+MAX_BODY_BYTES = 1024 * 1024 * 1024
+MAX_AT_ONCE = 1_000_000  # requests in flight, or waiting
+MAX_HOLD_TOKENS = 4096  # of each stream that is held back, in memory
+MAX_KEEP = 400 * DAY
+MAX_AGE = 30 * DAY

@@ -1,0 +1,139 @@
+"""One request under way: what was decided about it, both of its sides, and what has been tried so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import time
+
+from gateway.accounting.entry import Context
+from gateway.adapters.base import Call
+from gateway.attempt import Attempt, Judge
+from gateway.config.model import Endpoint, Team
+from gateway.continuation import Break, Transcript, can_be_continued
+from gateway.errors import GatewayError, InvalidRequest, UpstreamError
+from gateway.protocols.inbound import Inbound
+from gateway.reply import Headers, KeepAlive, Reply, WatchedReply
+from gateway.routing.explanation import decision_header, describe_decision
+from gateway.routing.facts import Facts
+from gateway.routing.plan import Plan
+from gateway.routing.refusal import explain_failures, explain_mistake
+from gateway.routing.retry import Agenda, is_told_to_caller
+from gateway.shadow import ESCAPE, ROLE, Witness
+from gateway.snapshot import Snapshot
+from gateway.types import Candidate
+
+Failures = list[tuple[Endpoint, UpstreamError]]
+
+EXPLAIN = b"x-hatchway-explain"
+_ROLES = ("canary", "escape")
+
+
+class Exchange:
+    """Owned by the task that serves the request. `total_at`: loop time at which it must be over.
+
+    `wants_explanation`: the client asked for the decision in a response header.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        facts: Facts,
+        context: Context,
+        snapshot: Snapshot,
+        team: Team | None,
+        agenda: Agenda,
+        reply: Reply,
+        total_at: float,
+        wants_explanation: bool,
+    ) -> None:
+        self.plan = plan
+        self.facts = facts
+        self.context = context
+        self.snapshot = snapshot
+        self.agenda = agenda
+        self.total_at = total_at
+        self.priority = facts.priority
+        self.weight = 1.0 if team is None else team.weight
+        self.failures: Failures = []
+        self.attempts: list[Attempt] = []
+        self.trying: Endpoint | None = None
+        """The endpoint that was asked last: who a reply that begins without content names."""
+        self.unsaid: InvalidRequest | None = None
+        """Why an endpoint's protocol has no words for the request."""
+        self.broken: Break | None = None
+        """Where the client's stream broke off, as long as another endpoint may go on with it."""
+        self.keep_alive: KeepAlive | None = None
+        self._decides = snapshot.configuration.decisions.keep > 0
+        self._wants_explanation = wants_explanation
+        inbound, streaming = context.inbound, plan.policy.streaming
+        goes_on = streaming.on_failure == "continue" and can_be_continued(inbound)
+        self.transcript = Transcript(inbound) if goes_on else None
+        self.witness = Witness(inbound) if plan.shadows or plan.shift is not None else None
+        watchers = [watcher.see for watcher in (self.transcript, self.witness) if watcher is not None]
+        self.reply: Reply = WatchedReply(reply, watchers) if watchers else reply
+        if inbound.wants_stream and streaming.keep_alive is not None:
+            self.keep_alive = KeepAlive(reply, streaming.keep_alive, self.headers)
+
+    @property
+    def inbound(self) -> Inbound:
+        return self.context.inbound
+
+    @property
+    def judge(self) -> Judge | None:
+        return None if self.witness is None else self.witness.tags
+
+    def open(self, candidate: Candidate) -> Call | None:
+        """What is to be sent; None: this endpoint cannot go on with what broke off. Raises InvalidRequest."""
+        adapter = self.snapshot.adapters[candidate.endpoint]
+        if self.broken is None:
+            return adapter.open(self.inbound)
+        return self.broken.open(adapter, self.endpoint(candidate))
+
+    def endpoint(self, candidate: Candidate) -> Endpoint:
+        return self.snapshot.configuration.endpoints[candidate.endpoint]
+
+    def decision(self, refusal: str | None = None) -> bytes | None:
+        """The record of the decision; None: it is not kept, or an attempt has carried it already."""
+        if not self._decides:
+            return None
+        self._decides = False
+        return describe_decision(self.plan, self.facts, self.context.request_id, refusal)
+
+    def tags(self, candidate: Candidate, *, is_hedge: bool = False) -> Mapping[str, str]:
+        """What sets this attempt's row apart."""
+        tags = {}
+        if is_hedge:
+            tags[ROLE] = "hedge"
+        elif candidate.placed_by in _ROLES:
+            tags[ROLE] = candidate.placed_by
+        if self.plan.shift is not None:
+            tags[ESCAPE] = self.plan.shift.escape_id
+        return tags
+
+    def headers(self, endpoint: Endpoint | None = None) -> Headers:
+        """The gateway's own response headers. `endpoint`: who serves; None: who was asked last."""
+        context, endpoint = self.context, endpoint or self.trying
+        headers = [
+            (b"x-hatchway-request-id", context.request_id.encode()),
+            (b"x-hatchway-route", context.route.encode()),
+            (b"x-hatchway-policy-version", context.policy_version.encode()),
+            (b"x-hatchway-attempts", b"%d" % len(self.attempts)),
+        ]
+        if endpoint is not None:
+            headers.append((b"x-hatchway-endpoint", endpoint.id.encode()))
+        if self._wants_explanation:
+            headers.append((b"x-hatchway-decision", decision_header(self.plan, self.facts)))
+        return headers
+
+    def failure(self) -> GatewayError:
+        """What the client is told: in the upstream's words where it was the caller's mistake, in ours otherwise."""
+        endpoint, last = self.failures[-1]
+        if self.broken is None and is_told_to_caller(last, [error for _, error in self.failures]):
+            secrets = [secret.reveal() for secret in endpoint.provider.secrets() if secret.reveal()]
+            return explain_mistake(last, secrets)
+        return explain_failures([(endpoint.id, error) for endpoint, error in self.failures], now_epoch=time())
+
+    async def end_with(self, failure: GatewayError) -> None:
+        """Of a reply that has started: an error event, which SDKs raise, and never a normal end."""
+        await self.reply.send(self.inbound.protocol.error_event(failure), is_last=True)

@@ -1,0 +1,256 @@
+"""Constraints that depend on the single request and on what was learned: sizes, prices, speed, budget.
+
+They fail closed for money (an unknown price is over every ceiling), and are optimistic for time: an endpoint that was
+never measured is tried, or nothing would ever be known of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from random import Random
+
+import msgspec
+
+from gateway.config.model import AS_ASKED, Endpoint, Policy
+from gateway.routing.eligibility import Why
+from gateway.routing.facts import Facts
+from gateway.routing.plan import Dropped
+from gateway.routing.select import USUAL_CAPACITY, Prospect
+from gateway.routing.wishes import why_too_dear
+from gateway.types import EndpointHealth, Outlook, PriceCard, RouteHabits
+
+Quote = Callable[[Endpoint, str, float, int], PriceCard | None]
+"""Prices of an endpoint by upstream model, time (seconds since the epoch) and input tokens; None: nobody states any.
+As `accounting.prices.PriceBook.quote`."""
+
+UNITS = 10**12
+"""Costs are compared as whole numbers of 10**-12 USD: as exact as a rate of six decimals, and quick."""
+UNIT = Decimal(1).scaleb(-12)
+"""One of them, in USD."""
+_MOST = 10**40  # what has no bound of its own stays a number
+_SECONDS = 60.0
+_MAX_CARDS = 4096
+_UNKNOWN = EndpointHealth()
+_NO_HABITS = RouteHabits()
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """The strictest of the limits of several policies. `max_cost` in `UNITS`, `max_pace` in seconds per token.
+
+    `on_price`: some of them can only be judged with a price.
+    """
+
+    max_cost: float = math.inf
+    max_input: float = math.inf
+    max_output: float = math.inf
+    max_ttft: float = math.inf
+    max_pace: float = math.inf
+    on_price: bool = False
+
+    @classmethod
+    def of(cls, policies: Sequence[Policy]) -> Bounds:
+        limits = [policy.limits for policy in policies]
+        cost = min((int(usd * UNITS) for one in limits if (usd := one.max_cost_usd) is not None), default=math.inf)
+        of_input, of_output = (_least(one.max_price[side] for one in limits) for side in (0, 1))
+        return cls(
+            max_cost=cost,
+            max_input=of_input,
+            max_output=of_output,
+            max_ttft=_least(one.max_ttft for one in limits),
+            max_pace=_least(1 / one.min_tokens_per_second if one.min_tokens_per_second else None for one in limits),
+            on_price=min(cost, of_input, of_output) < math.inf,
+        )
+
+
+def _least(values: Iterable[Decimal | float | None]) -> float:
+    return min((float(value) for value in values if value is not None), default=math.inf)
+
+
+class Target(msgspec.Struct, frozen=True):
+    """An endpoint as one policy uses it. `tier`: 0 for the policy's own, 1 for those of its fallback, and so on.
+
+    `policies`: all whose constraints hold for it there. `seed`: of itself, for rendezvous hashing.
+    """
+
+    id: str
+    endpoint: Endpoint
+    tier: int
+    policies: tuple[Policy, ...]
+    bounds: Bounds
+    seed: int
+    window: float  # tokens; unknown: without bound
+    capacity: float
+
+    @classmethod
+    def of(cls, endpoint: Endpoint, tier: int, policies: tuple[Policy, ...], seed: int) -> Target:
+        window = math.inf if endpoint.context_window is None else float(endpoint.context_window)
+        capacity = float(endpoint.max_in_flight or USUAL_CAPACITY)
+        return cls(endpoint.id, endpoint, tier, policies, Bounds.of(policies), seed, window, capacity)
+
+
+class PriceTable:
+    """Remembers price cards for a minute: prices change by date and time of day. `cards`: by the id of an endpoint,
+    or by that and the model where it is sent on as asked."""
+
+    def __init__(self, quote: Quote) -> None:
+        self.cards: dict[object, PriceCard | None] = {}
+        self._quote = quote
+        self._minute = -math.inf
+
+    def turn_to(self, at: float) -> None:
+        """Before the cards of a request are asked for. `at`: seconds since the epoch."""
+        minute = at // _SECONDS
+        if minute != self._minute or len(self.cards) >= _MAX_CARDS:
+            self._minute = minute
+            self.cards.clear()
+
+    def card(self, endpoint: Endpoint, asked: str, input_tokens: int) -> PriceCard | None:
+        model = endpoint.model
+        key: object = endpoint.id if model != AS_ASKED else (endpoint.id, asked)
+        card = self.cards.get(key, _MISSING)
+        if card is not None and not card.above < input_tokens <= card.up_to:
+            at = self._minute * _SECONDS
+            card = self._quote(endpoint, asked if model == AS_ASKED else model, at, input_tokens)
+            self.cards[key] = card
+        return card
+
+
+_MISSING = PriceCard(0.0, 0.0, 0.0, up_to=-1.0)  # holds for no request
+
+
+class Weighing:
+    """What of one request and of the moment is the same for all endpoints. `prices` None: nobody asks what it costs.
+
+    `input`, `output`: tokens that are expected, output of all choices.
+    """
+
+    def __init__(
+        self, facts: Facts, outlook: Outlook, route: str, prices: PriceTable | None, now: float, rng: Random
+    ) -> None:
+        habits = outlook.routes.get(route, _NO_HABITS)
+        counted = facts.counted_tokens
+        rough = facts.input_tokens if counted is None else counted
+        self.input = rough if counted is not None or habits.input_ratio is None else round(rough * habits.input_ratio)
+        self.output = facts.expected_output(habits.output_tokens)
+        self.waited = 0.0 if facts.stream else self.output
+        self._room = rough + max(0, facts.output_limit or 0)
+        self._facts = facts
+        self._known = outlook.endpoints
+        self._now = now
+        self._rng = rng
+        self._prices = prices
+        self._budget = None if facts.budget_left is None else max(0, int(facts.budget_left * UNITS))
+        wishes = facts.wishes
+        self._price_wishes = wishes if wishes is not None and wishes.has_price_ceiling else None
+        if prices is not None:
+            prices.turn_to(facts.at)
+
+    def weigh(self, targets: Iterable[Target]) -> tuple[list[Prospect], list[Dropped]]:
+        """Those that may serve, with all that is expected of them, in the order given; and the others."""
+        # Half of a decision's time is spent here: what is the same for all is in local names, and why an endpoint may
+        # not serve is worked out only where something speaks against it.
+        room, tokens, output, waited, now = self._room, self.input, self.output, self.waited, self._now
+        known, prices, asked = self._known, self._prices, self._facts.model
+        cards: Mapping[object, PriceCard | None] = {} if prices is None else prices.cards
+        budget = math.inf if self._budget is None else self._budget
+        is_strict = self._budget is not None or self._price_wishes is not None
+        prospects: list[Prospect] = []
+        dropped: list[Dropped] = []
+        for target in targets:
+            id, bounds = target.id, target.bounds
+            state = known.get(id, _UNKNOWN)
+            ttft, pace = state.ttft, state.seconds_per_token
+            card: PriceCard | None = None
+            cost: int | None = None
+            if prices is not None:
+                card = cards.get(id, _MISSING)
+                if card is None or not card.above < tokens <= card.up_to:
+                    card = prices.card(target.endpoint, asked, tokens)
+            if card is None:
+                fits = not bounds.on_price and not is_strict
+            else:
+                rate, share = card.input, state.cache_share
+                if share:
+                    rate += (card.cache_read - rate) * share
+                price = (tokens * rate + output * card.output) * 1e6 + card.request * 1e12
+                cost = int(price + 0.5) if price < _MOST else _MOST
+                fits = cost <= bounds.max_cost and cost <= budget and self._price_wishes is None
+                if bounds.on_price and fits:
+                    fits = card.input <= bounds.max_input and card.output <= bounds.max_output
+            if (
+                not fits
+                or room > target.window
+                or (ttft is not None and ttft > bounds.max_ttft)
+                or (pace is not None and pace > bounds.max_pace)
+            ) and (why := self._why_not(target, cost, card, state)) is not None:
+                dropped.append(Dropped(id, *why))
+                continue
+            in_flight = state.in_flight
+            load = in_flight / target.capacity
+            seconds = -1.0
+            if ttft is not None:
+                if not waited:
+                    seconds = ttft * (1.0 + load)
+                elif pace is not None:
+                    seconds = (ttft + pace * waited) * (1.0 + load)
+            ejected = state.ejected_until > now
+            if not ejected and state.admitted < 1.0:
+                ejected = self._rng.random() >= state.admitted
+            prospects.append(
+                Prospect(id, target.tier, cost, ttft, pace, seconds, in_flight, load, target.seed, ejected)
+            )
+        return prospects, dropped
+
+    def _why_not(self, target: Target, cost: int | None, card: PriceCard | None, state: EndpointHealth) -> Why | None:
+        if self._room > target.window:
+            limit = self._facts.output_limit
+            asked = f" and up to {limit} of output" if limit else ""
+            return "context_window", f"about {self.input} input tokens{asked}, window is {target.window:.0f}"
+        return _over(target.bounds, cost, card, state) or self._too_dear(target, cost, card)
+
+    def _too_dear(self, target: Target, cost: int | None, card: PriceCard | None) -> Why | None:
+        if self._price_wishes is not None:
+            detail = why_too_dear(self._price_wishes, target.endpoint, card)
+            if detail is not None:
+                return "wish", detail
+        if self._budget is None or (cost is not None and cost <= self._budget):
+            return None
+        of = f"of team `{self._facts.team}`'s hard budget {in_usd(self._budget):f} USD are left"
+        if cost is None:
+            return "budget", f"its price is unknown, and {of}"
+        return "budget", f"expected cost is {in_usd(cost):f} USD, and {of}"
+
+
+def in_usd(units: int) -> Decimal:
+    return (units * UNIT).normalize()
+
+
+def _over(bounds: Bounds, cost: int | None, card: PriceCard | None, state: EndpointHealth) -> Why | None:
+    """The limit that it is over. All of what is expected."""
+    if bounds.max_cost < math.inf:
+        if cost is None:
+            return "max_cost", "its price is unknown, and `limits.max_cost_usd` is a ceiling"
+        if cost > bounds.max_cost:
+            most = in_usd(int(bounds.max_cost))
+            return "max_cost", f"expected cost {in_usd(cost):f} USD is over `limits.max_cost_usd`, {most:f} USD"
+    if min(bounds.max_input, bounds.max_output) < math.inf:
+        if card is None:
+            return "max_price", "its price is unknown, and `limits.max_price` is a ceiling"
+        for name, price, ceiling in (
+            ("input", card.input, bounds.max_input),
+            ("output", card.output, bounds.max_output),
+        ):
+            if price > ceiling:
+                detail = (
+                    f"its {name} costs {price:g} USD per million tokens, over `limits.max_price.{name}`, {ceiling:g}"
+                )
+                return "max_price", detail
+    if state.ttft is not None and state.ttft > bounds.max_ttft:
+        return "max_ttft", f"expected TTFT {state.ttft:.2f} s is over `limits.max_ttft`, {bounds.max_ttft:g} s"
+    pace = state.seconds_per_token
+    if pace is not None and pace > bounds.max_pace:
+        wanted = f"`limits.min_tokens_per_second`, {1 / bounds.max_pace:g}"
+        return "min_throughput", f"expected {1 / pace:.1f} tokens per second are under {wanted}"
+    return None
