@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import msgspec
 
 from gateway.adapters.wires import WIRES
-from gateway.canonical import Answer, Choice, FinishReason, Media, Refusal
+from gateway.canonical import Answer, Choice, FinishReason, Media
 from gateway.config.rows import PLAIN
 from gateway.errors import InvalidRequest, UpstreamError
 from gateway.folding import fold, tool_calls, visible_text
@@ -138,13 +138,12 @@ def read_outcome(
 def _outcome_of(answer: Answer, ttft: float | None, duration: float | None) -> Outcome:
     choice = answer.choices[0] if answer.choices else Choice(parts=[], finish="unknown")
     calls = tool_calls(choice.parts)
-    refused = any(isinstance(part, Refusal) and part.text for part in choice.parts)
     text = visible_text(choice.parts)
     return Outcome(
         text=text,
         has_content=bool(text.strip()) or any(isinstance(part, Media) for part in choice.parts),
         calls=tuple(ToolUse(call.name, call.arguments or "{}") for call in calls),
-        finish_reason="refusal" if refused else choice.finish,
+        finish_reason=choice.finish,
         ttft=ttft,
         duration=duration,
     )

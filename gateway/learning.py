@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.config.model import Learning
 from gateway.publication import Publication
-from gateway.routing.drift import Brake, Key, cost_numbers
+from gateway.routing.drift import Brake, Key, brief, cost_numbers
 from gateway.routing.statistics import (
     CLOCK_STEP,
     EVERYTHING,
@@ -83,7 +83,7 @@ class LearningDesk:
         total = self._total(wall)
         added, thawed = self._brake.check(total, wall, learning)
         for one in added:
-            _log.warning("`%s` of `%s` is frozen at %.4g: %s", one.number, one.name, one.value, one.reason)
+            _log.warning("`%s` of `%s` is frozen at %s: %s", one.number, one.name, brief(one.value), one.reason)
         for one in thawed:
             _log.info("`%s` of `%s` is no longer frozen", one.number, one.name)
         if self._has_news or added or thawed:
@@ -187,9 +187,9 @@ class LearningDesk:
         last = self._parts.get(worker)
         if last is not None and last.process != part.process:
             self._base.merge(last)
-        if last is None or (last.process, last.observed) != (part.process, part.observed):
-            self._has_news = True
-            self._parts[worker] = part
+        known = last.observed if last is not None and last.process == part.process else 0
+        self._has_news |= part.observed != known
+        self._parts[worker] = part
 
     def _total(self, wall: float) -> Learned:
         total = Learned(half_life=self._base.half_life)
@@ -254,10 +254,10 @@ def _largest_change(before: Mapping[str, float], after: Mapping[str, float]) -> 
     both = before.keys() & after.keys()
     most = max(sorted(both), key=factor, default=None)
     if most is not None and before[most] != after[most]:
-        return f"{most}: {before[most]:.4g} -> {after[most]:.4g}"
+        return f"{most}: {brief(before[most])} -> {brief(after[most])}"
     new, gone = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
     if new:
-        return f"{new[0]}: {after[new[0]]:.4g}, new"
+        return f"{new[0]}: {brief(after[new[0]])}, new"
     return f"{gone[0]}: forgotten" if gone else ""
 
 

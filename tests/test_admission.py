@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from gateway.config.model import Configuration, Server
 from gateway.errors import RateLimited
 from gateway.telemetry import Metrics
 from tests.configuration import make_endpoint
+from tests.gateway_fixtures import Call, Gateway, Upstream, completion, endpoints, hang, key_record, until
 
 
 class Clock:
@@ -516,6 +519,64 @@ async def test_waiters_keep_their_places_in_a_new_configuration(clock: Clock) ->
         gate.leave()
     await settle()
     assert [task.exception() for task in tasks] == [None, None, None]
+
+
+# What a client sees
+
+
+async def test_a_busy_gateway_says_429_in_the_clients_protocol_and_leaves_a_row(tmp_path: Path) -> None:
+    upstream = Upstream((hang,))
+    await upstream.start()
+    gateway = Gateway(endpoints(upstream), tmp_path, [key_record()])
+    await gateway.start()
+    try:
+        limits = Server(max_in_flight=1, max_waiting=0)
+        gateway.pipeline.admission.configure(replace(gateway.pipeline.snapshot.configuration, server=limits), 1)
+        first = asyncio.create_task(gateway.ask())
+        await until(lambda: upstream.calls)
+        refused = await gateway.ask()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert 1 <= int(refused.headers["retry-after"]) <= LONGEST_RETRY_AFTER
+        [row] = gateway.records()
+        assert (row.status, row.error_type, row.endpoint, row.cost_usd) == ("shed", "overloaded", "a", Decimal(0))
+        gateway.cancel_requests()
+        await asyncio.gather(first, return_exceptions=True)
+        await until(lambda: gateway.pipeline.admission.in_flight == 0)
+        assert len(upstream.calls) == 1
+    finally:
+        await gateway.stop()
+        await upstream.stop()
+
+
+async def test_a_full_endpoint_is_passed_by_and_the_last_one_is_waited_for(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def slow(call: Call) -> None:
+        await release.wait()
+        await call.answer(200, completion())
+
+    upstreams = [Upstream((slow,)), Upstream((slow,))]
+    for upstream in upstreams:
+        await upstream.start()
+    document = endpoints(*upstreams)
+    for name in "ab":
+        document["endpoints"][name]["max_in_flight"] = 1
+    gateway = Gateway(document, tmp_path, [key_record()])
+    await gateway.start()
+    try:
+        gate = gateway.pipeline.admission
+        gate.configure(gateway.pipeline.snapshot.configuration, 1)
+        tasks = [asyncio.create_task(gateway.ask()) for _ in range(4)]
+        await until(lambda: gate.waiting == 2 and all(upstream.calls for upstream in upstreams))
+        release.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert (gate.waiting, gate.in_flight, gate.is_full("a"), gate.is_full("b")) == (0, 0, False, False)
+        assert len(await gateway.settled(4)) == 4
+    finally:
+        await gateway.stop()
+        for upstream in upstreams:
+            await upstream.stop()
 
 
 # Whatever happens, in any order

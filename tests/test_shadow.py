@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from msgspec.structs import replace
 
 from gateway.accounting.entry import Books, Context
@@ -35,6 +37,8 @@ from tests.gateway_fixtures import (
     ROLE,
     STOP,
     USAGE_EVENT,
+    Call,
+    Gateway,
     Script,
     Upstream,
     answer,
@@ -47,10 +51,12 @@ from tests.gateway_fixtures import (
     free_port,
     good_stream,
     hang,
+    key_record,
     refuse,
     stream,
     stream_then_cut,
     stream_then_hang,
+    text_of,
     until,
     words,
 )
@@ -262,6 +268,43 @@ async def test_a_copy_may_go_to_an_endpoint_of_another_protocol(
     assert row.tags is not None and row.tags["hatchway.similarity"] == "1.00"
 
 
+async def test_a_copy_is_signed(script_upstream: StartUpstream, start_worker: StartWorker) -> None:
+    said = {"output": {"message": {"role": "assistant", "content": [{"text": "hello"}]}}, "stopReason": "end_turn"}
+    upstream = await script_upstream(answer(body=json.dumps(said).encode()))
+    keys = {"region": "eu-west-1", "access_key_id": "AKIDEXAMPLE", "secret_access_key": "aws-secret-0123456789"}
+    worker = start_worker(provided(upstream, "bedrock", "amazon.nova-lite-v1:0", **keys))
+    worker.start(inbound())
+    assert (await worker.row()).status == "ok"
+    assert upstream.calls[0].headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/")
+
+
+async def test_without_credentials_nothing_is_sent_and_nothing_used(
+    script_upstream: StartUpstream, start_worker: StartWorker
+) -> None:
+    upstream, tokens = await script_upstream(answer()), await script_upstream(refuse(401))
+    key = rsa.generate_private_key(65537, 2048)
+    account = {
+        "type": "service_account",
+        "client_email": "gateway@project.iam.gserviceaccount.com",
+        "private_key": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+        "token_uri": f"http://127.0.0.1:{tokens.port}/token",
+    }
+    named = {"region": "europe-west4", "project": "p", "credentials": json.dumps(account)}
+    worker = start_worker(provided(upstream, "vertex", "gemini-2.5-flash", **named))
+    worker.start(inbound())
+    row = await worker.row()
+    assert (row.status, row.error_type, row.cost_usd) == ("error", "credentials_failed", Decimal(0))
+    assert len(tokens.calls) == 1 and upstream.calls == []
+
+
+def provided(upstream: Upstream, adapter: str, model: str, **provider: Any) -> dict[str, Any]:
+    """The document of one endpoint `a` of another adapter."""
+    document = endpoints(upstream)
+    document["providers"]["p-a"] = {"adapter": adapter, "base_url": f"http://127.0.0.1:{upstream.port}", **provider}
+    document["endpoints"]["a"]["model"] = model
+    return document
+
+
 # What is compared
 
 
@@ -445,6 +488,20 @@ async def test_a_stream_that_is_cut_is_no_answer(script_upstream: StartUpstream,
     assert (row.status, row.error_type, (row.tags or {})["hatchway.valid"]) == ("error", "disconnected", "no:error")
 
 
+async def test_a_stream_that_says_it_failed_is_closed(
+    script_upstream: StartUpstream, start_worker: StartWorker
+) -> None:
+    holder: list[Upstream] = []
+    failure = b'data: {"error": {"message": "overloaded"}}\n\n'
+    upstream = await script_upstream(stream_then_hang(holder, ROLE, *words("hel"), failure))
+    holder.append(upstream)
+    worker = start_worker(endpoints(upstream))
+    worker.start(inbound(stream=True))
+    row = await worker.row()
+    assert (row.status, row.error_type, row.usage_source) == ("error", "stream_error", "estimated")
+    await asyncio.wait_for(upstream.closed.wait(), 10)
+
+
 async def test_usage_before_a_cut_is_kept(script_upstream: StartUpstream, start_worker: StartWorker) -> None:
     piece = event({"content": "hello"}, usage={"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11})
     upstream = await script_upstream(stream_then_cut(ROLE, piece))
@@ -538,6 +595,7 @@ async def test_closing_cuts_the_copies_and_settles_their_rows(
     rows = worker.rows()
     assert [(row.status, row.error_type) for row in rows] == [("cancelled", "worker_stopped")] * 2
     assert sorted(row.usage_source for row in rows) == ["estimated", "none"]
+    assert [row.tags for row in rows] == [{"hatchway.role": "shadow"}] * 2, "nobody's answer was bad"
     await asyncio.wait_for(upstream.closed.wait(), 10)
     await worker.shadows.close()
 
@@ -562,6 +620,58 @@ async def test_a_copy_that_never_ran_leaves_nothing(script_upstream: StartUpstre
     worker.start(inbound())
     await worker.shadows.close()
     assert worker.rows("S") == [] and upstream.calls == []
+
+
+# In a gateway
+
+
+async def test_a_policys_shadow_gets_copies_and_the_client_notices_nothing(
+    script_upstream: StartUpstream, tmp_path: Path
+) -> None:
+    first, second = await script_upstream(answer("hello"), good_stream("hel", "lo")), await script_upstream(refuse(500))
+    document = endpoints(first, second, shadow={"endpoint": "b", "percent": 100})
+    document["policies"]["main"]["endpoints"] = ["a"]
+    gateway = Gateway(document, tmp_path, [key_record()])
+    await gateway.start()
+    try:
+        whole, streamed = await gateway.ask(), await gateway.ask(stream=True)
+        assert whole.json()["choices"][0]["message"]["content"] == text_of(streamed.content) == "hello"
+        assert {one.headers["x-hatchway-endpoint"] for one in (whole, streamed)} == {"a"}
+        await until(lambda: len(gateway.records()) == 4)
+        served, copies = ([row for row in gateway.records() if row.endpoint == name] for name in "ab")
+        assert [(row.attempt, row.status) for row in served] == [(1, "ok")] * 2
+        assert [(row.attempt, row.error_type) for row in copies] == [(1001, "status_500")] * 2
+        assert {row.request_id for row in copies} == {row.request_id for row in served}
+        assert gateway.health.states(asyncio.get_running_loop().time()).get("b") in (None, "closed")
+    finally:
+        await gateway.pipeline.shadows.close()
+        await gateway.stop()
+
+
+async def test_a_shadow_that_hangs_delays_no_answer_and_is_compared_with_it(
+    script_upstream: StartUpstream, tmp_path: Path
+) -> None:
+    release = asyncio.Event()
+
+    async def slow(call: Call) -> None:
+        await release.wait()
+        await call.answer(200, completion("hello there"))
+
+    first, second = await script_upstream(answer("hello you")), await script_upstream(slow)
+    document = endpoints(first, second, shadow={"endpoint": "b", "percent": 100})
+    document["policies"]["main"]["endpoints"] = ["a"]
+    gateway = Gateway(document, tmp_path, [key_record()])
+    await gateway.start()
+    try:
+        assert (await gateway.ask()).status_code == 200
+        assert [row.endpoint for row in gateway.records()] == ["a"]
+        release.set()
+        await until(lambda: len(gateway.records()) == 2)
+        tags = gateway.records()[1].tags or {}
+        assert tags["hatchway.valid"] == "yes" and 0.3 < float(tags["hatchway.similarity"]) < 0.9
+    finally:
+        await gateway.pipeline.shadows.close()
+        await gateway.stop()
 
 
 # The witness alone

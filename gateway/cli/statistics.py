@@ -11,6 +11,7 @@ from rich.table import Table
 
 from gateway.cli.console import ask_gateway, fail, show, stderr, stdout
 from gateway.config.settings import load_settings
+from gateway.routing.drift import brief
 
 app = typer.Typer(help="What routing has learned from traffic.", no_args_is_help=True)
 
@@ -80,8 +81,8 @@ def _tables(status: dict[str, Any]) -> list[Table]:
     if status["frozen"]:
         frozen = Table("frozen", "of", "at", "would be", "since", "why")
         for one in status["frozen"]:
-            now = "-" if one["now"] is None else f"{one['now']:.4g}"
-            frozen.add_row(one["number"], one["name"], f"{one['value']:.4g}", now, one["since"], one["reason"])
+            now = "-" if one["now"] is None else brief(one["now"])
+            frozen.add_row(one["number"], one["name"], brief(one["value"]), now, one["since"], one["reason"])
         tables.append(frozen)
     return tables
 

@@ -6,7 +6,7 @@ Pure. Two kinds of evidence:
   over several of them, divided by its likelihood under the allowed share (a mixture of probability ratios; A. Wald,
   "Sequential Tests of Statistical Hypotheses", 1945; H. Robbins, "Statistical Methods Related to the Law of the
   Iterated Logarithm", 1970). By Ville's inequality it passes 1/ALPHA with a probability below ALPHA while the share
-  is allowed, however often one looks: the runner looks every second.
+  is allowed, however often one looks: the runner looks every second. The last `RECENT` are judged once more alone.
 - Sizes (TTFT, cost, similarity) by intervals: of a median from its order statistics, of a mean from its deviation. A
   guard is broken only when the whole interval of the target is beyond what the source's allows.
 
@@ -24,12 +24,19 @@ import msgspec
 
 ALPHA = 0.005
 """The chance that a step of a sound target is halted for its errors, over all looks at it."""
+RECENT = 20
+"""Requests whose errors are also judged for themselves: a target that turns bad is ejected after a few, and they would
+be lost among the many that were good before."""
+BURST = 10_000.0
+"""What the evidence of the newest 1, 2, ... up to `RECENT` requests must pass. They are judged again with each request,
+so that it must be strong: a sound target shows this much once in about as many requests (Page's test; E. S. Page,
+"Continuous Inspection Schemes", 1954)."""
 Z = 2.6
 """Half the width of an interval in standard errors: 1 in 100 lies outside, on both sides together."""
 LEAST = 10
 """Requests below which nothing is judged by its size, and no step passes."""
 LEAST_OF_SOURCE = 30
-"""Requests of the source below which its own errors excuse none of the target's."""
+"""Requests of the source below which its own failures excuse none of the target's."""
 PATIENCE = 10
 """After that many times the requests that a step needs, the measured value alone decides."""
 _ODDS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -42,7 +49,7 @@ State = Literal["pass", "wait", "broken", "unknown"]
 class Guards(msgspec.Struct, frozen=True, kw_only=True):
     """Limits. None: not guarded. Shares are from 0 to 1, ratios are the target's number by the source's.
 
-    `max_error_rate` also allows what the source itself has, where that is more.
+    `max_error_rate` and `min_validity` also allow what the source itself has, where that is worse.
     """
 
     max_error_rate: float | None = 0.02
@@ -56,11 +63,13 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """One group's attempts. Times in milliseconds, costs in USD per request.
 
     `failures`: of `requests`, those that ended in an error or a timeout; those that the client gave up are in neither.
-    `ttft_low`, `ttft_high`: the bounds of the median's interval. `invalid`: of `judged`, answers that were not usable.
+    `recent`: whether each of the last ones failed, the newest first. `ttft_low`, `ttft_high`: the bounds of the
+    median's interval. `invalid`: of `judged`, answers that were not usable.
     """
 
     requests: int = 0
     failures: int = 0
+    recent: tuple[bool, ...] = ()
     timed: int = 0
     ttft_median: float | None = None
     ttft_low: float | None = None
@@ -111,10 +120,11 @@ def judge(guards: Guards, target: Sample, source: Sample, needed: int) -> Verdic
 
 def _findings(guards: Guards, target: Sample, source: Sample) -> Iterator[Finding]:
     if guards.max_error_rate is not None:
-        own = source.failures / source.requests if source.requests >= LEAST_OF_SOURCE else 0.0
-        yield _share("errors", target.failures, target.requests, max(guards.max_error_rate, own))
+        allowed = max(guards.max_error_rate, _own(source.failures, source.requests))
+        yield _errors(target, allowed)
     if guards.min_validity is not None:
-        yield _share("validity", target.invalid, target.judged, 1 - guards.min_validity)
+        allowed = max(1 - guards.min_validity, _own(source.invalid, source.judged))
+        yield _share("validity", target.invalid, target.judged, allowed)
     if guards.max_ttft_ratio is not None:
         yield _ttft(target, source, guards.max_ttft_ratio)
     if guards.max_cost_ratio is not None:
@@ -123,9 +133,27 @@ def _findings(guards: Guards, target: Sample, source: Sample) -> Iterator[Findin
         yield _similarity(target, guards.min_similarity)
 
 
+def _own(bad: int, seen: int) -> float:
+    """The source's own share, where enough is known of it."""
+    return bad / seen if seen >= LEAST_OF_SOURCE else 0.0
+
+
 def _settled(finding: Finding) -> Finding:
     """No more waiting: close to the limit, on the wrong side of it, is over it."""
     return msgspec.structs.replace(finding, state="broken") if finding.state == "wait" else finding
+
+
+def _errors(target: Sample, allowed: float) -> Finding:
+    found = _share("errors", target.failures, target.requests, allowed)
+    if found.state == "broken":
+        return found
+    bad = 0
+    for seen, has_failed in enumerate(target.recent, 1):
+        bad += has_failed
+        if has_failed and evidence(bad, seen, allowed) >= BURST:
+            detail = f"{bad} of the last {seen} failed, allowed {allowed:.1%}"
+            return Finding("errors", "broken", bad / seen, allowed, detail)
+    return found
 
 
 def _share(guard: str, bad: int, seen: int, allowed: float) -> Finding:
@@ -143,7 +171,7 @@ def evidence(bad: int, seen: int, allowed: float) -> float:
     """How many times likelier `bad` of `seen` are under a higher share than under the allowed one."""
     if allowed <= 0:
         return float("inf") if bad else 1.0
-    if allowed >= 1:
+    if allowed > 0.99:  # no share is much higher
         return 1.0
     odds = allowed / (1 - allowed)
     total = 0.0

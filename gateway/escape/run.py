@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.config.model import Configuration
 from gateway.errors import InvalidRequest, NotFound, StoreError
-from gateway.escape.guards import LEAST, Sample, Verdict, Z, judge
+from gateway.escape.guards import LEAST, RECENT, Sample, Verdict, Z, judge
 from gateway.escape.plan import Pair, find_pairs
 from gateway.escape.record import from_row, owner_of, to_row
 from gateway.escape.steps import (
@@ -322,10 +322,10 @@ def measure(engine: Engine, escape: Escape) -> tuple[Sample, Sample]:
     sources = [pair.source for pair in escape.pairs]
     targets = [pair.target for pair in escape.pairs]
     since = escape.step_started_at
-    target = Sample(**measure_target(engine, escape.escape_id, escape.step.role, targets, since, half))
-    source = Sample(**measure_source(engine, sources, since, half))
+    target = Sample(**measure_target(engine, escape.escape_id, escape.step.role, targets, since, half, RECENT))
+    source = Sample(**measure_source(engine, escape.escape_id, sources, since, half))
     if source.requests < LEAST and since > escape.started_at:
-        source = Sample(**measure_source(engine, sources, escape.started_at, half))
+        source = Sample(**measure_source(engine, escape.escape_id, sources, escape.started_at, half))
     return target, source
 
 

@@ -18,10 +18,7 @@ def first_text(*raws: msgspec.Raw) -> str | None:
     """The first that is a text, and not an empty one."""
     for raw in raws:
         if not is_empty(raw) and bytes(raw).startswith(b'"'):
-            try:
-                return _decode_text(raw)
-            except (msgspec.DecodeError, UnicodeDecodeError):  # half characters
-                continue
+            return _decode_text(raw)  # the body was decoded: it is a text indeed
     return None
 
 

@@ -77,7 +77,7 @@ class Brake:
         elif anchor is None:
             self._anchors[key] = _Anchor(value, wall)
         elif _factor(key[0], anchor.value, value) > learning.max_drift:
-            reason = f"from {anchor.value:.4g} to {value:.4g} within {max(wall - anchor.since, 0):.0f} s"
+            reason = f"from {brief(anchor.value)} to {brief(value)} within {max(wall - anchor.since, 0):.0f} s"
             self.frozen[key] = Frozen(*key, anchor.value, wall, reason)
         elif not 0 <= wall - anchor.since < learning.half_life:
             self._anchors[key] = _Anchor(value, wall)
@@ -138,6 +138,11 @@ def cost_numbers(learned: Learned, wall: float) -> dict[Key, tuple[float, float]
         if route.input_ratio is not None:
             found["input_ratio", name] = route.input_ratio, route.samples * left
     return found
+
+
+def brief(value: float) -> str:
+    """For people: four digits, and never an exponent where the number is large."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _names_of(number: Number, learned: Learned) -> Collection[str]:

@@ -22,8 +22,10 @@ MAX_DECISION = 64 * 1024
 """Bytes of one decision."""
 MAX_HEADER = 4096
 """Bytes of `x-hatchway-decision`."""
-_MAX_TEXT = 256
-_MAX_ITEMS = 64
+_CUTS = ((None, None), (256, 64), (64, 16), (32, 4))
+"""Characters of a text and items of a list that are left, one try after the other."""
+_MAX_NAMES = 64
+"""Entries that are left of a mapping: more than any part of a decision has fields."""
 
 
 class RecordedFacts(Facts, frozen=True, kw_only=True, omit_defaults=True):
@@ -70,12 +72,15 @@ def describe_decision(plan: Plan, facts: Facts, request_id: str, refusal: str | 
     decision = _decision(plan, facts, request_id, refusal)
     try:
         content = _encode(decision)
+        if len(content) <= MAX_DECISION and b"\\u0000" not in content:
+            return content
     except UnicodeEncodeError:
-        return _encode(_storable(msgspec.to_builtins(decision)))
-    if len(content) > MAX_DECISION:
-        content = _encode(_storable(msgspec.to_builtins(decision), max_text=_MAX_TEXT, max_items=_MAX_ITEMS))
-    elif b"\\u0000" in content:
-        content = _encode(_storable(msgspec.to_builtins(decision)))
+        pass
+    values = msgspec.to_builtins(decision)
+    for max_text, max_items in _CUTS:
+        content = _encode(_storable(values, max_text, max_items))
+        if len(content) <= MAX_DECISION:
+            break
     return content
 
 
@@ -193,16 +198,13 @@ def _ascii(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).replace("\x7f", "\\u007f").encode("ascii")
 
 
-def _storable(value: Any, *, max_text: int | None = None, max_items: int | None = None) -> Any:
+def _storable(value: Any, max_text: int | None, max_items: int | None) -> Any:
     """JSON without what PostgreSQL cannot hold, its texts and lists cut."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")[:max_text]
-    if isinstance(value, list):
-        return [_storable(one, max_text=max_text, max_items=max_items) for one in value[:max_items]]
+    if isinstance(value, list | tuple):
+        return [_storable(one, max_text, max_items) for one in value[:max_items]]
     if isinstance(value, dict):
-        pairs = list(value.items())[:max_items]
-        return {
-            _storable(name, max_text=max_text): _storable(one, max_text=max_text, max_items=max_items)
-            for name, one in pairs
-        }
+        pairs = list(value.items()) if max_items is None else list(value.items())[:_MAX_NAMES]
+        return {_storable(name, max_text, None): _storable(one, max_text, max_items) for name, one in pairs}
     return value

@@ -107,9 +107,6 @@ class HealthBook:
             self._changed_routes.clear()
         return self._outlook
 
-    def snapshot(self, now: float) -> Mapping[str, EndpointHealth]:  # until the pipeline reads the outlook
-        return self.outlook(now, self._wall).endpoints
-
     def states(self, now: float) -> Mapping[str, State]:
         """The breaker of each endpoint that this worker has used."""
         for entry in self._entries.values():
@@ -130,9 +127,7 @@ class HealthBook:
         entry.breaker.finish()
         self._changed.add(endpoint)
 
-    def succeed(self, endpoint: str, now: float, observation: Observation | float) -> None:
-        if isinstance(observation, float):  # until the pipeline tells more
-            observation = Observation(self._wall, "", observation, None, None, 1, None, None, 0, False)
+    def succeed(self, endpoint: str, now: float, observation: Observation) -> None:
         entry = self._entry(endpoint)
         duration = observation.ttft + (observation.seconds_per_token or 0.0) * (observation.output_tokens or 0)
         entry.breaker.tick(now)
@@ -143,7 +138,7 @@ class HealthBook:
             self._changed_routes.add(observation.route)
         self._changed.add(endpoint)
 
-    def fail(self, endpoint: str, now: float, wall: float = 0.0, *, retry_after: float | None = None) -> None:
+    def fail(self, endpoint: str, now: float, wall: float, *, retry_after: float | None = None) -> None:
         """`retry_after`: the upstream itself said when to come back (seconds); it is left alone until then at least."""
         entry = self._entry(endpoint)
         entry.breaker.tick(now)

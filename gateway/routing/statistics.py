@@ -273,11 +273,11 @@ class Learned(msgspec.Struct, omit_defaults=True):
 
     def advance(self, wall: float) -> None:
         """Moves the landmark to `wall`. A clock that was set back is followed, and nothing decays by that."""
-        if wall > self.at or wall < self.at - CLOCK_STEP:
-            factor = self.share_left(wall)
-            if factor < 1:
-                self._scale(factor)
+        if wall > self.at:
+            self._scale(self.share_left(wall))
             self.at = wall
+        elif wall < self.at - CLOCK_STEP:
+            self._follow_clock(wall)
 
     def share_left(self, wall: float) -> float:
         """What a weight of 1 is worth at `wall`."""
@@ -298,6 +298,8 @@ class Learned(msgspec.Struct, omit_defaults=True):
 
     def prune(self, wall: float, max_age: float) -> bool:
         """Forgets what there was no news of for `max_age` seconds. True: something was."""
+        if wall < self.at - CLOCK_STEP:
+            self._follow_clock(wall)
         old = [name for name, endpoint in self.endpoints.items() if wall - endpoint.heard_at > max_age]
         gone = [name for name, route in self.routes.items() if wall - route.heard_at > max_age]
         for name in old:
@@ -334,6 +336,12 @@ class Learned(msgspec.Struct, omit_defaults=True):
             _make_room(self.routes)
             found = self.routes[name] = RouteStatistics(since, since)
         return found
+
+    def _follow_clock(self, wall: float) -> None:
+        """The clock was set back. What was in its future is now, or it would stay the newest until time is there."""
+        self.at = wall
+        for entry in (*self.endpoints.values(), *self.routes.values()):
+            entry.since, entry.heard_at = min(entry.since, wall), min(entry.heard_at, wall)
 
     def _scale(self, factor: float) -> None:
         for endpoint in self.endpoints.values():

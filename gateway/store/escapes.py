@@ -24,7 +24,6 @@ from sqlalchemy import (
     func,
     insert,
     literal,
-    or_,
     select,
     update,
 )
@@ -108,12 +107,12 @@ def _json(text: bytes) -> ColumnElement[Any]:
 
 
 def measure_target(
-    engine: Engine, escape_id: str, role: str, targets: Sequence[str], since: datetime, half: float
+    engine: Engine, escape_id: str, role: str, targets: Sequence[str], since: datetime, half: float, recent: int
 ) -> dict[str, Any]:
     """The escape's own attempts at `targets` that started at `since` or later: the fields of `guards.Sample`.
 
     `half`: half the width of the median's interval, as a quantile, times the root of the number of requests.
-    Raises `StoreError`.
+    `recent`: how many of the last ones are told one by one. Raises `StoreError`.
     """
     mine = and_(
         events.endpoint.in_(targets),
@@ -121,25 +120,35 @@ def measure_target(
         events.tags[ROLE].astext == role,
         events.started_at >= since,
     )
-    return _measure(engine, mine, half)
+    last = select(events.status != "ok").where(mine, _counted()).order_by(events.started_at.desc()).limit(recent)
+    with engine.connect() as connection:
+        failed = tuple(connection.execute(last).scalars())
+    return {**_measure(engine, mine, half), "recent": failed}
 
 
-def measure_source(engine: Engine, sources: Sequence[str], since: datetime, half: float) -> dict[str, Any]:
-    """The control group: what `sources` were asked first and for themselves. Raises `StoreError`."""
-    has_role = func.coalesce(events.tags.has_key(ROLE), False)
-    return _measure(
-        engine,
-        and_(events.endpoint.in_(sources), events.attempt == 1, ~has_role, events.started_at >= since),
-        half,
+def measure_source(
+    engine: Engine, escape_id: str, sources: Sequence[str], since: datetime, half: float
+) -> dict[str, Any]:
+    """The control group: requests that might have been moved, and that `sources` were asked first. Those that the
+    target could not have served are others. Raises `StoreError`."""
+    control = and_(
+        events.endpoint.in_(sources),
+        events.attempt == 1,
+        events.tags[ESCAPE].astext == escape_id,
+        ~events.tags.has_key(ROLE),
+        events.started_at >= since,
     )
+    return _measure(engine, control, half)
+
+
+def _counted() -> ColumnElement[bool]:
+    """What a client gave up, and what died with a worker of ours, says nothing of the endpoint."""
+    is_ours = and_(events.error_type.is_not(None), events.error_type == WORKER_LOST)
+    return and_(events.status.in_(("ok", "error", "timeout")), ~is_ours)
 
 
 def _measure(engine: Engine, group: ColumnElement[bool], half: float) -> dict[str, Any]:
-    # What a client gave up, and what died with a worker of ours, says nothing of the endpoint.
-    counted = and_(
-        events.status.in_(("ok", "error", "timeout")),
-        or_(events.error_type.is_(None), events.error_type != WORKER_LOST),
-    )
+    counted = _counted()
     is_ok = events.status == "ok"
     ttft = func.coalesce(events.ttft_ms, events.duration_ms)
     valid, similarity = events.tags[VALID].astext, events.tags[SIMILARITY].astext

@@ -328,6 +328,7 @@ _SCALARS = (
     | st.text(max_size=8)
     | _WORDS
     | st.sampled_from(["${A}", "${A:-b}", "5s", "[", "*", "http://h", "https://[", "0.1"])
+    | st.sampled_from(["off", "3%", "7d", "mon-fri", "09:00", "2026-01-31", "UTC", "../UTC"])
 )
 _ANYTHING = st.recursive(
     _SCALARS,
@@ -364,7 +365,8 @@ def _entry(kind: str) -> st.SearchStrategy[dict[str, Any]]:
     st.fixed_dictionaries(
         {"version": st.just(1)},
         optional={name: st.dictionaries(_WORDS, _entry(kind), max_size=2) for name, kind in _ENTRIES.items()}
-        | {"routes": st.lists(_entry("route"), max_size=2), "server": _entry("server")},
+        | {"routes": st.lists(_entry("route"), max_size=2)}
+        | {name: _entry(name) for name in ("server", "classifier", "learning", "decisions")},
     )
 )
 def test_any_values_of_known_keys_give_a_configuration_or_mistakes(data: dict[str, Any]) -> None:

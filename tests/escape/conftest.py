@@ -103,9 +103,9 @@ class Ledger:
         self.add(count - failed, "b", tags, **fields)
         self.add(failed, "b", tags, status="error", error_type="status_500", cost_usd=None, price_status="unpriced")
 
-    def kept(self, count: int, **fields: Any) -> None:
-        """Attempts at `a`, the control group."""
-        self.add(count, "a", **fields)
+    def kept(self, escape_id: str, count: int, **fields: Any) -> None:
+        """Attempts at `a` that it might have moved: the control group."""
+        self.add(count, "a", {"hatchway.escape": escape_id, "hatchway.valid": "yes"}, **fields)
 
 
 @pytest.fixture

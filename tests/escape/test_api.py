@@ -131,7 +131,7 @@ async def test_wrong_rollbacks(client: httpx.AsyncClient, body: bytes, status: i
 
 
 async def test_life_of_an_escape(client: httpx.AsyncClient, ledger: Ledger) -> None:
-    ledger.kept(3)
+    ledger.add(3, "a")
     period = {"from": "a", "to": "b", "since": "2026-01-01"}
     plan = (await client.get("/escapes/plan", params=period)).json()
     assert (plan["requests"], plan["movable"]) == (3, 3)

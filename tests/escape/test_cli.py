@@ -149,7 +149,7 @@ def feed(engine: Engine, live: Ledger, stop: threading.Event, failed: int) -> No
     while not stop.wait(0.05):
         for escape in list_escapes(engine):
             live.moved(escape.escape_id, 10, failed=failed)
-            live.kept(10)
+            live.kept(escape.escape_id, 10)
 
 
 @pytest.mark.parametrize(("failed", "state"), [(0, "finished"), (10, "halted")])
@@ -206,7 +206,7 @@ def test_a_refusal_is_told_in_its_own_words(control: ControlPlane) -> None:
 
 
 def test_a_plan_for_people_and_for_programs(home: Path, engine: Engine, ledger: Ledger) -> None:
-    ledger.kept(4)
+    ledger.add(4, "a")
     period = ("--from", "a", "--to", "b", "--since", "2026-01-01")
     plan = json.loads(hatchway("escape", "plan", *period, "--json").stdout)
     assert (plan["requests"], plan["movable"], plan["without_facts"]) == (4, 4, 4)

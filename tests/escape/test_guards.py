@@ -58,6 +58,29 @@ def test_what_stays_unclear_is_decided_in_the_end() -> None:
     assert errors(just_over, seen).state == "broken"
 
 
+def test_a_target_that_turns_bad_late_is_halted_all_the_same() -> None:
+    """Four failures in a row are 0.4 % of a thousand: the breaker ejects it, and no more come."""
+
+    def late(failures: int, good: int = 16, source: Sample | None = None) -> Verdict:
+        recent = (True,) * failures + (False,) * good
+        return judge(ERRORS, Sample(requests=1000, failures=failures, recent=recent), source or Sample(), 50)
+
+    assert late(3).state == "pass"
+    assert late(4).state == "broken"
+    assert "4 of the last 4 failed" in late(4).findings[0].detail
+    assert late(4, source=Sample(requests=100, failures=60)).state == "pass"
+
+
+def test_recent_errors_of_a_sound_target_hardly_ever_halt_it() -> None:
+    rng = Random(3)
+    recent: tuple[bool, ...] = ()
+    halted = 0
+    for _ in range(20_000):
+        recent = (rng.random() < 0.02, *recent)[:20]
+        halted += judge(ERRORS, Sample(requests=1000, failures=20, recent=recent), Sample(), 50).state == "broken"
+    assert halted <= 3
+
+
 def test_no_errors_allowed() -> None:
     guards = Guards(max_error_rate=0.0, max_ttft_ratio=None, min_validity=None, max_cost_ratio=None)
     assert judge(guards, Sample(requests=50), Sample(), 50).state == "pass"
@@ -137,6 +160,7 @@ def test_validity_and_similarity() -> None:
     guards = Guards(max_error_rate=None, max_ttft_ratio=None, min_validity=0.98, max_cost_ratio=None)
     assert state_of(guards, sample(judged=100, invalid=1), Sample()) == "pass"
     assert state_of(guards, sample(judged=100, invalid=20), Sample()) == "broken"
+    assert state_of(guards, sample(judged=100, invalid=20), sample(judged=100, invalid=20)) == "pass"
     assert state_of(guards, sample(), Sample()) == "unknown"
     guards = Guards(
         max_error_rate=None, max_ttft_ratio=None, min_validity=None, max_cost_ratio=None, min_similarity=0.7

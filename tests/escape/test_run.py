@@ -71,7 +71,7 @@ async def begin_ramp(desk: Desk, ledger: Ledger, clock: Clock) -> str:
     escape_id = await desk.runner.start(REQUEST, "dana")
     clock.turn(1)
     ledger.moved(escape_id, 25, role="shadow")
-    ledger.kept(200)
+    ledger.kept(escape_id, 200)
     clock.turn(1)
     await desk.runner.tend()
     assert desk.shares == [(0.25, 0.0)]
@@ -83,7 +83,7 @@ async def test_an_escape_that_finishes(desk: Desk, ledger: Ledger, clock: Clock)
     assert desk.shares == [(0.0, 0.1)]
     clock.turn(1)
     ledger.moved(escape_id, 19, role="shadow")
-    ledger.kept(200)
+    ledger.kept(escape_id, 200)
     await desk.runner.tend()
     assert desk.shares == [(0.0, 0.1)]  # one copy is missing
     ledger.moved(escape_id, 1, role="shadow")
@@ -92,7 +92,7 @@ async def test_an_escape_that_finishes(desk: Desk, ledger: Ledger, clock: Clock)
     assert desk.shares == [(0.25, 0.0)]
     clock.turn(30)
     ledger.moved(escape_id, 40)
-    ledger.kept(120)
+    ledger.kept(escape_id, 120)
     await desk.runner.tend()
     assert desk.shares == [(0.25, 0.0)]  # enough requests, but the time is not over
     (escape,) = desk.runner.status()
@@ -129,7 +129,7 @@ async def test_a_bad_target_is_halted_and_undone(
 ) -> None:
     escape_id = await begin_ramp(desk, ledger, clock)
     ledger.moved(escape_id, 40, **rows)
-    ledger.kept(120)
+    ledger.kept(escape_id, 120)
     await desk.runner.tend()
     assert desk.shares == []
     escape = desk.stored(escape_id)
@@ -140,6 +140,20 @@ async def test_a_bad_target_is_halted_and_undone(
     await desk.runner.tend()
     assert [one.state for one in desk.runner.status()] == ["halted"]
     await desk.runner.start(REQUEST, "dana")  # and may be tried again
+
+
+async def test_a_target_that_turns_bad_late_is_halted(desk: Desk, ledger: Ledger, clock: Clock) -> None:
+    escape_id = await begin_ramp(desk, ledger, clock)
+    ledger.moved(escape_id, 1000)
+    ledger.kept(escape_id, 100)
+    clock.turn(1)
+    await desk.runner.tend()
+    assert desk.shares == [(0.25, 0.0)]
+    clock.turn(1)
+    ledger.moved(escape_id, 5, failed=5)
+    await desk.runner.tend()
+    assert desk.shares == []
+    assert "4 of the last 4 failed" in (desk.stored(escape_id).reason or "")
 
 
 async def test_unusable_answers_halt_it(desk: Desk, ledger: Ledger, clock: Clock) -> None:
@@ -158,7 +172,7 @@ async def test_copies_that_differ_halt_it(desk: Desk, ledger: Ledger, clock: Clo
     for number in range(25):
         ledger.add(1, "b", {**tags, "hatchway.similarity": f"0.{30 + number % 5}"})
     ledger.add(1, "b", {**tags, "hatchway.similarity": "none of that"})
-    ledger.kept(100)
+    ledger.kept(escape_id, 100)
     await desk.runner.tend()
     escape = desk.stored(escape_id)
     assert (escape.state, escape.target.compared) == ("halted", 25)
@@ -174,10 +188,12 @@ async def test_only_the_two_groups_are_measured(desk: Desk, ledger: Ledger, cloc
     ledger.add(3, "b", {**tags, "hatchway.role": "shadow"})
     ledger.add(3, "b", tags, status="cancelled")
     ledger.add(3, "b", tags, status="error", error_type="worker_lost")
-    ledger.kept(10)
-    ledger.kept(2, attempt=2)  # after the target had failed
-    ledger.add(2, "a", {"hatchway.role": "hedge"})
-    ledger.add(2, "a", {"env": "prod"}, status="timeout", error_type="timeout_ttft")
+    ledger.kept(escape_id, 10)
+    ledger.kept(escape_id, 2, attempt=2)  # after the target had failed
+    ledger.add(2, "a", {"hatchway.escape": escape_id, "hatchway.role": "hedge"})
+    ledger.add(2, "a")  # what the target could not have served
+    ledger.add(2, "a", {"hatchway.escape": "esc-other"})
+    ledger.kept(escape_id, 2, status="timeout", error_type="timeout_ttft")
     await desk.runner.tend()
     (escape,) = desk.runner.status()
     assert (escape.target.requests, escape.target.failures, escape.target.judged) == (5, 0, 5)
@@ -212,7 +228,7 @@ async def test_while_the_ledger_cannot_be_read_nothing_rises_and_later_nothing_i
 ) -> None:
     escape_id = await begin_ramp(desk, ledger, clock)
     ledger.moved(escape_id, 100)
-    ledger.kept(100)
+    ledger.kept(escape_id, 100)
     clock.turn(60)
 
     def away(*_: Any, **__: Any) -> None:
@@ -239,7 +255,7 @@ async def test_while_the_ledger_cannot_be_read_nothing_rises_and_later_nothing_i
 async def test_rows_that_do_not_arrive_count_as_a_ledger_that_is_away(desk: Desk, ledger: Ledger, clock: Clock) -> None:
     escape_id = await begin_ramp(desk, ledger, clock)
     ledger.moved(escape_id, 100)
-    ledger.kept(100)
+    ledger.kept(escape_id, 100)
     clock.turn(60)
     desk.is_current = False
     await desk.runner.tend()
@@ -255,7 +271,7 @@ async def test_no_step_is_taken_that_cannot_be_written_down(
 ) -> None:
     escape_id = await begin_ramp(desk, ledger, clock)
     ledger.moved(escape_id, 100)
-    ledger.kept(100)
+    ledger.kept(escape_id, 100)
     clock.turn(60)
 
     def full(*_: Any, **__: Any) -> None:
@@ -273,7 +289,7 @@ async def test_no_step_is_taken_that_cannot_be_written_down(
 async def test_a_new_control_plane_goes_on_at_the_same_step(desk: Desk, ledger: Ledger, clock: Clock) -> None:
     escape_id = await begin_ramp(desk, ledger, clock)
     ledger.moved(escape_id, 100)
-    ledger.kept(100)
+    ledger.kept(escape_id, 100)
     second = desk.new_runner("a new container")  # what was published is of this home all the same
     await second.load()
     assert desk.shares == [(0.25, 0.0)]
@@ -335,7 +351,7 @@ async def test_the_loop_survives_and_ends_with_its_owner(
     task = asyncio.ensure_future(desk.runner.run())
     escape_id = await desk.runner.start(REQUEST, "dana")
     ledger.moved(escape_id, 25, role="shadow")
-    ledger.kept(100)
+    ledger.kept(escape_id, 100)
     async with asyncio.timeout(20):
         while desk.shares != [(0.25, 0.0)]:  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)

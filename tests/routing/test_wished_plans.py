@@ -23,13 +23,8 @@ from tests.routing.test_plan import PROVIDERS, configuration, facts, order, plac
 
 
 def wish(chosen: Configuration, wishes: Wishes, **rest: Any) -> Plan:
-    return plan(
-        chosen,
-        facts(
-            stream=True, wishes=wishes, wire=rest.pop("wire", "chat"), parameters=rest.pop("parameters", frozenset())
-        ),
-        **rest,
-    )
+    asked = {name: rest.pop(name) for name in ("wire", "parameters") if name in rest}
+    return plan(chosen, facts(stream=True, wishes=wishes, **asked), **rest)
 
 
 @pytest.mark.parametrize(

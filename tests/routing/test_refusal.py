@@ -1,0 +1,64 @@
+"""What a client is told when constraints leave nobody, from the plan to the words."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.config.model import Allow, Limits, Team
+from gateway.errors import GatewayError, InvalidRequest, NotFound, PermissionDenied, RateLimited
+from gateway.routing.refusal import explain_no_candidates
+from gateway.routing.wishes import Wishes
+from gateway.types import EndpointHealth
+from tests.routing.test_plan import configuration, facts, plan
+
+COSTS = {"a": Decimal("0.3"), "b": Decimal("0.4")}
+HEALTH = {name: EndpointHealth(ttft=2.0, seconds_per_token=0.1) for name in "ab"}
+
+
+def refuse(policy: dict[str, Any] | None = None, team: Team | None = None, **asked: Any) -> GatewayError:
+    chosen = configuration(policy or {}, a={"context_window": 1000}, b={"context_window": 1000})
+    if team is not None:
+        chosen = replace(chosen, teams={team.id: team})
+    made = plan(chosen, facts(**asked), costs=COSTS, health=HEALTH)
+    assert made.candidates == ()
+    return explain_no_candidates(made)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code", "words"),
+    [
+        (refuse({"require": {"region": ("eu",)}}), PermissionDenied, "policy_violation", "requires eu"),
+        (refuse(data_class="health"), PermissionDenied, "policy_violation", "data of the class `health`"),
+        (refuse(team=Team(id="t", allow=Allow(providers=("q",)))), PermissionDenied, "policy_violation", "`p`"),
+        (refuse({"limits": Limits(max_cost_usd=Decimal("0.1"))}), PermissionDenied, "policy_violation", "`limits.max_cost_usd`, 0.1 USD"),
+        (refuse({"limits": Limits(max_ttft=0.001)}), PermissionDenied, "policy_violation", "`limits.max_ttft`, 0.001 s"),
+        (refuse({"limits": Limits(min_tokens_per_second=5000)}), PermissionDenied, "policy_violation", "`limits.min_tokens_per_second`, 5000"),
+        (refuse(budget_left=Decimal("0.25")), RateLimited, "budget_exceeded", "0.25 USD are left"),
+        (refuse(budget_left=Decimal(-1)), RateLimited, "budget_exceeded", "0 USD are left"),
+        (refuse(wishes=Wishes(only=("azure",))), NotFound, "no_endpoint_for_wishes", "`provider.only` names `azure`"),
+        (refuse(wishes=Wishes(zdr=True)), NotFound, "no_endpoint_for_wishes", "`provider.zdr`"),
+        (refuse(wishes=Wishes(max_price=(None, None, Decimal(0)))), NotFound, "no_endpoint_for_wishes", "`provider.max_price.request`"),
+        (refuse({"require": {"region": ("eu",)}}, wishes=Wishes(only=("a",))), PermissionDenied, "policy_violation", "requires eu"),
+        (refuse(input_tokens=5000), InvalidRequest, "context_length_exceeded", "window is 1000"),
+        (refuse(needs=frozenset({"seed"})), InvalidRequest, "unsupported_by_endpoints", "cannot do seed"),
+    ],
+)  # fmt: skip
+def test_the_refusal_names_the_constraint(error: GatewayError, kind: type[GatewayError], code: str, words: str) -> None:
+    assert (type(error), error.code) == (kind, code)
+    assert 400 <= error.status < 500
+    assert words in error.message
+    assert "`a`" in error.message and "`b`" in error.message
+
+
+def test_a_wish_is_the_fields_fault() -> None:
+    assert refuse(wishes=Wishes(ignore=("p",))).param == "provider"
+
+
+def test_a_mixture_of_what_requests_cannot_do_is_400() -> None:
+    chosen = configuration(a={"context_window": 10}, b={"capabilities": frozenset()})
+    error = explain_no_candidates(plan(chosen, facts(needs=frozenset({"tools"}))))
+    assert (error.status, error.code) == (400, "context_length_exceeded")
