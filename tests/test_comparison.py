@@ -55,9 +55,8 @@ def test_what_a_request_demands_is_read_from_it() -> None:
     assert read_asked(inbound()) == Asked(tools=frozenset())
     asked = read_asked(inbound(tools=[FUNCTION], tool_choice="required", response_format=SCHEMA))
     assert asked == Asked(tools=frozenset({"look_up"}), needs_call=True, needs_json=True)
-    assert read_asked(inbound(tools=[FUNCTION], response_format={"type": "text"})) == Asked(
-        tools=frozenset({"look_up"})
-    )
+    plain = read_asked(inbound(tools=[FUNCTION], tool_choice="none", response_format={"type": "text"}))
+    assert plain == Asked(tools=frozenset({"look_up"}))
     assert read_asked(inbound(response_format={"type": "json_object"})).needs_json
 
 

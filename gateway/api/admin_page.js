@@ -9,7 +9,7 @@ const GROUPS = ["team", "project", "model", "endpoint", "day", "domain", "provid
 const INPUT = ["input_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "input_audio_tokens", "input_image_tokens"];
 const OUTPUT = ["output_tokens", "reasoning_tokens", "output_audio_tokens"];
 
-const state = { key: "", paused: false, timer: 0, turn: 0, by: ["team"], keys: [], shown: new Map(), revoking: "" };
+const state = { key: "", paused: false, timer: 0, turn: 0, by: ["team"], keys: [], shown: new Map(), revoking: "", version: "" };
 const $ = (id) => document.getElementById(id);
 
 // Elements
@@ -143,7 +143,7 @@ function signOut(reason) {
   state.key = "";
   state.keys = [];
   state.shown.clear();
-  for (const id of ["tiles", "usage", "endpoints", "routes", "requests", "keys", "attempts"]) $(id).replaceChildren();
+  for (const id of ["tiles", "usage", "endpoints", "routes", "requests", "keys", "attempts", "decision", "learned", "versions", "changes", "escapes", "escape"]) $(id).replaceChildren();
   document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
   $("console").hidden = true;
   $("sign-in").hidden = false;
@@ -166,6 +166,9 @@ async function refresh() {
     [call("GET", `/usage?${usageQuery()}`), showUsage, "usage"],
     [call("GET", `/requests?limit=${$("limit").value}`), showRequests, "requests"],
     [call("GET", "/keys"), showKeys, "keys"],
+    [call("GET", "/learned"), showLearned, "learned"],
+    [call("GET", "/policy/versions?limit=20"), showVersions, "versions"],
+    [call("GET", "/escapes?limit=20"), showEscapes, "escapes"],
   ];
   const answers = await Promise.allSettled(sections.map(([answer]) => answer));
   if (turn !== state.turn) return;
@@ -304,6 +307,7 @@ async function showRequest(id) {
   $("request-id").textContent = id;
   $("attempts").replaceChildren(empty("Loading…"));
   $("request-dialog").showModal();
+  showDecision(id);
   try {
     const { attempts } = await call("GET", `/requests/${encodeURIComponent(id)}`);
     $("attempts").replaceChildren(...attempts.map(attemptCard));
@@ -448,6 +452,7 @@ function start() {
   for (const button of document.querySelectorAll("[data-close]")) {
     button.addEventListener("click", () => button.closest("dialog").close());
   }
+  wireRouting();
   const kept = sessionStorage.getItem(KEY);
   if (!kept) return signOut();
   signIn(kept).catch((error) => {
@@ -457,5 +462,3 @@ function start() {
     refresh();
   });
 }
-
-start();

@@ -19,11 +19,13 @@ class AdminPage:
 
     @classmethod
     def load(cls) -> AdminPage:
-        """Puts `admin_page.html`, `.css` and `.js` together."""
+        """Puts `admin_page.html`, `.css` and `.js` and `admin_routing.js` together."""
         folder = files("gateway.api")
-        page, style, script = (
-            folder.joinpath(f"admin_page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+        page, style, *scripts = (
+            folder.joinpath(name).read_text(encoding="utf-8")
+            for name in ("admin_page.html", "admin_page.css", "admin_page.js", "admin_routing.js")
         )
+        script = "\n".join(scripts)
         html = page.replace(STYLE, style).replace(SCRIPT, script)
         return cls(html, headers(style, script))
 

@@ -176,31 +176,28 @@ def _read_outlook(settings: Settings, publication: Publication, configuration: C
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
+    domain = plan.get("domain") or "none"
+    _say(f"model {plan.get('model')}, domain {domain}: route {plan.get('route')}, policy {plan.get('policy')}")
+    _say(f"select {plan.get('select')}, policy version {plan.get('policy_version')}")
+    expected = f"about {plan.get('input_tokens')} tokens in and {plan.get('output_tokens')} out"
     sure = plan.get("domain_confidence")
-    domain = (plan.get("domain") or "none") + ("" if sure is None else f" ({sure:.0%} sure)")
-    _say(f"model {plan.get('model')}, domain {domain}, complexity {plan.get('complexity')}")
-    for name in ("data_class", "session", "tags", "escape", "refusal"):
-        if plan.get(name):
-            value = plan[name]
-            _say(f"{name.replace('_', ' ')} {_pairs(value) if isinstance(value, dict) else value}")
-    _say(f"route {plan.get('route')}, policy {plan.get('policy')}, select {plan.get('select')}")
-    learned = f", learned numbers {plan['outlook_version']}" if plan.get("outlook_version") else ""
-    _say(f"policy version {plan.get('policy_version')}{learned}")
-    _say(f"expected: {plan.get('input_tokens')} input tokens, {plan.get('output_tokens')} output tokens")
-    table = Table(
-        "order", "endpoint", "provider", "upstream model", "region", "expected cost USD", "expected TTFT s", "by"
-    )
+    confidence = "" if sure is None else f", domain confidence {sure:.2f}"
+    _say(f"complexity {plan.get('complexity')}{confidence}, {expected}")
+    for name in ("team", "data_class", "session", "tags", "escape", "outlook_version", "refusal"):
+        if value := plan.get(name):
+            _say(f"{name.replace('_', ' ')}: {_pairs(value) if isinstance(value, dict) else value}")
+    table = Table("order", "endpoint", "provider", "upstream model", "region", "expected cost USD", "expected TTFT s")
     for position, candidate in enumerate(plan.get("candidates", []), 1):
         ttft = candidate["expected_ttft_s"]
+        marks = [name for name in ("ejected" if candidate["ejected"] else None, candidate["placed_by"]) if name]
         table.add_row(
-            f"{position}{' (ejected)' if candidate['ejected'] else ''}",
+            f"{position} ({', '.join(marks)})" if marks else str(position),
             candidate["endpoint"],
             candidate.get("provider") or "-",
             candidate.get("upstream_model") or "-",
             candidate.get("region") or "-",
             candidate["expected_cost_usd"] or "unknown",
             "unknown" if ttft is None else f"{ttft:.3f}",
-            candidate["placed_by"] or "selection",
         )
     stdout.print(table)
     for dropped in plan.get("dropped", []):

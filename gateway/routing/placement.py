@@ -31,7 +31,7 @@ class Placement:
     """One decision. `healthy`, `ejected`: in the order of the policies' selections, tier after tier.
 
     `judge`: weighs any endpoint by the policy's constraints. Afterwards: `ordered`, with ejected endpoints last;
-    `shadows`; `shift`; `refused`: endpoints that were to be put first and may not serve.
+    `shadows`; `shift`; `judged`: endpoints that were to be put first, were not there, and what was found of them.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Placement:
         self.ordered = healthy
         self.shadows: tuple[str, ...] = ()
         self.shift: Shift | None = None
-        self.refused: list[Dropped] = []
+        self.judged: dict[str, Prospect | Dropped] = {}
         self._policy = policy
         self._facts = facts
         self._ejected = ejected
@@ -151,26 +151,18 @@ class Placement:
         shadow = self._policy.shadow
         if shadow is None or not self.ordered or self._rng.random() >= shadow.share:
             return []
-        found = self._find(shadow.endpoint)
-        return [] if found is None or isinstance(found, Dropped) else [shadow.endpoint]
+        found = self._find(shadow.endpoint) or self._judge(shadow.endpoint)
+        return [shadow.endpoint] if isinstance(found, Prospect) and not found.ejected else []
 
     def _admit(self, id: str) -> Prospect | None:
-        """The endpoint, if it may serve and is not ejected."""
-        found = self._find(id)
-        if isinstance(found, Dropped):
-            self.refused.append(found)
-            return None
-        return found
+        """The endpoint, if it may serve and is not ejected: one of the candidates, or another one."""
+        found: Prospect | Dropped | None = self._find(id)
+        if found is None:
+            found = self.judged[id] = self._judge(id)
+        return found if isinstance(found, Prospect) and not found.ejected else None
 
-    def _find(self, id: str) -> Prospect | Dropped | None:
-        """Among the candidates, or beside them. None: it is ejected."""
-        for prospect in self.ordered:
-            if prospect.endpoint == id:
-                return prospect
-        if any(prospect.endpoint == id for prospect in self._ejected):
-            return None
-        found = self._judge(id)
-        return None if isinstance(found, Prospect) and found.ejected else found
+    def _find(self, id: str) -> Prospect | None:
+        return next((prospect for prospect in (*self.ordered, *self._ejected) if prospect.endpoint == id), None)
 
     def _put_first(self, chosen: Prospect, by: str) -> None:
         chosen.placed_by = by

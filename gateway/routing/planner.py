@@ -124,6 +124,9 @@ class Planner:
             judge=lambda id: self._judge(id, chain, kind, facts, provider, weighing),
         )
         placement.place(shifts)
+        dropped += refused
+        if placement.judged:
+            dropped = _told(dropped, placement)
         return Plan(
             route,
             chain.policies[0],
@@ -141,7 +144,7 @@ class Planner:
                     for one in placement.ordered
                 ]
             ),
-            (*dropped, *refused, *placement.refused),
+            tuple(dropped),
             weighing.input,
             round(weighing.output),
             placement.shadows,
@@ -271,6 +274,14 @@ def _order(pool: list[Prospect], chain: _Chain, facts: Facts, waited: float, rng
         if prospect.tier:
             prospect.placed_by = "fallback"
     return ordered
+
+
+def _told(dropped: Sequence[Dropped], placement: Placement) -> list[Dropped]:
+    """With those that were to be put first; without those that were, though their place in the chain is barred."""
+    told = {one.endpoint: one for one in placement.judged.values() if isinstance(one, Dropped)}
+    told |= {one.endpoint: one for one in dropped}
+    candidates = {one.endpoint for one in placement.ordered}
+    return [one for id, one in told.items() if id not in candidates]
 
 
 def _depends_on_price(facts: Facts) -> bool:

@@ -35,6 +35,7 @@ CALLS = [
     ("GET", "/admin/api/usage"),
     ("GET", "/admin/api/requests"),
     ("GET", "/admin/api/requests/req_1"),
+    ("GET", "/admin/api/decisions/req_1"),
     ("GET", "/admin/api/keys"),
     ("POST", "/admin/api/keys"),
     ("DELETE", "/admin/api/keys/key-1"),

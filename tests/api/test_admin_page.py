@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,13 +14,19 @@ from fastapi import FastAPI
 from sqlalchemy import create_engine
 
 from gateway.api.admin import AdminServices, create_admin_router
+from gateway.api.admin_escape import EscapeServices
+from gateway.api.admin_learned import LearnedServices
+from gateway.api.admin_versions import VersionServices
 from gateway.config.model import Configuration
+from gateway.escape.run import EscapeRunner
+from gateway.history import PolicyState, RolledBack
+from gateway.publication import Publication
 from gateway.store.usage import GROUPS
 from gateway.types import BUCKETS, EndpointHealth
 
 
 @pytest.fixture
-def app() -> FastAPI:
+def app(tmp_path: Path) -> FastAPI:
     """Without a database: the page itself asks nothing of it."""
 
     async def nothing() -> None: ...
@@ -27,12 +34,31 @@ def app() -> FastAPI:
     async def health() -> Mapping[str, EndpointHealth]:
         return {}
 
+    async def forget(names: Sequence[str]) -> list[str]:
+        return []
+
+    async def roll_back(version: str, author: str, why: str | None) -> RolledBack:
+        raise AssertionError("the page itself rolls nothing back")
+
     configuration = Configuration(version="0123456789ab", providers={}, endpoints={}, routes=(), policies={})
     engine = create_engine("postgresql+psycopg://")
     app = FastAPI()
-    app.include_router(
-        create_admin_router(AdminServices(engine, lambda: configuration, lambda: None, health, nothing, nothing))
+    runner = EscapeRunner(
+        engine, Publication(tmp_path), configuration=lambda: configuration, push=nothing, owner="test"
     )
+    state = PolicyState("0123456789ab", None, None, None)
+    services = AdminServices(
+        engine,
+        lambda: configuration,
+        lambda: None,
+        health,
+        nothing,
+        nothing,
+        versions=VersionServices(engine, lambda: state, roll_back),
+        escapes=EscapeServices(engine, runner, lambda: configuration, nothing),
+        learned=LearnedServices(dict, forget),
+    )
+    app.include_router(create_admin_router(services))
     return app
 
 

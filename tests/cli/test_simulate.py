@@ -183,9 +183,10 @@ def test_a_recorded_request_is_explained(database: Database, home: Path, run: An
     done = run("explain", "--request", recorded.request_id)
     assert done.exit_code == 0
     for words in (
-        "model gpt, domain finance, complexity simple",
-        "tags env=prod",
-        "route all, policy main, select cost",
+        "model gpt, domain finance: route all, policy main",
+        "select cost, policy version",
+        "complexity simple, about 1000 tokens in and 512 out",
+        "tags: env=prod",
         "dropped dear: region is us, policy `main` requires eu (require)",
         "input_tokens=1000, output_tokens=100",
     ):

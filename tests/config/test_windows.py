@@ -42,6 +42,9 @@ def document(window: str) -> str:
         ("{since: 2026-02-28, until: 2026-02-28, days: sat}", Window(
             days=frozenset({5}), since=date(2026, 2, 28), until=date(2026, 2, 28)
         )),
+        ("{since: 2026-02-28, until: 2026-03-02, days: mon}", Window(
+            days=frozenset({0}), since=date(2026, 2, 28), until=date(2026, 3, 2)
+        )),
         # the night that began on Sunday goes on into Monday, the first day
         ("{since: 2026-03-02, until: 2026-03-02, days: sun, from: 22:00, to: 06:00}", Window(
             days=frozenset({6}), start=1320, end=360, since=date(2026, 3, 2), until=date(2026, 3, 2)
