@@ -30,7 +30,7 @@ from gateway.ledger.spool import Spool
 from gateway.pipeline import Pipeline
 from gateway.processes import bind_unix, control_socket, create_server, worker_socket
 from gateway.publication import Publication
-from gateway.routing.domains import DomainClassifier
+from gateway.routing.domains import MODEL_FILE, DomainClassifier
 from gateway.routing.health import HealthBook
 from gateway.shadow import Shadows
 from gateway.snapshot import Snapshot
@@ -42,7 +42,6 @@ from gateway.upstream.request import Deadlines, Origin, UpstreamRequest, header_
 DRAIN_SECONDS = 30
 """How long open requests may go on after SIGTERM."""
 RELOAD_EVERY = 1.0
-MODEL_FILE = 'domains.model'
 CONTROL_SECONDS = 30.0
 LOOKUP_SECONDS = 2.0
 MAX_CONTROL_BODY = 8 * 1024 * 1024
@@ -218,8 +217,7 @@ class Worker:
 def read_model(path: Path) -> DomainClassifier | None:
     """The classifier that an operator has trained. None: there is none, or it cannot be read, which is reported."""
     try:
-        path.read_bytes()
-        return None
+        return DomainClassifier.from_bytes(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -18,7 +18,8 @@ from gateway.adapters.registry import build_adapter
 from gateway.config.model import Configuration
 from gateway.errors import NotFound, PermissionDenied
 from gateway.protocols.inbound import Inbound
-from gateway.routing.domains import DomainClassifier
+from gateway.routing.complexity import judge_complexity
+from gateway.routing.domains import DomainClassifier, build_classifier
 from gateway.routing.facts import HEADERS, Facts, read_facts
 from gateway.routing.plan import Plan
 from gateway.routing.planner import Planner
@@ -66,7 +67,7 @@ class Snapshot(msgspec.Struct, frozen=True):
             },
             prices=prices,
             planner=planner,
-            classifier=DomainClassifier(configuration.domains) if configuration.domains else None,
+            classifier=build_classifier(configuration.domains, trained) if configuration.domains else None,
             header_names=tuple((name.encode("latin-1", "replace"), name) for name in names),
             reads_complexity=any(route.match.complexity for route in configuration.routes),
         )
@@ -80,7 +81,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         budget_left: Decimal | None = None,
         at: float | None = None,
     ) -> Facts:
-        """`at`: seconds since the epoch; None: now. Raises InvalidRequest for wishes, tags and classes that are none."""
+        """`at`: seconds since the epoch; None: now. Raises InvalidRequest for a wish or a header that is wrong."""
         domain: str | None = None
         complexity: Complexity = "simple"
         if self.classifier is not None or self.reads_complexity:
@@ -139,7 +140,9 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 def _complexity(inbound: Inbound, text: str) -> Complexity:
-    return "simple"
+    needs = inbound.view.needs()
+    turns = inbound.view.outline().messages
+    return judge_complexity(text, input_tokens=inbound.rough_tokens(has_media=False), needs=needs, turns=turns)
 
 
 def may_use(caller: Caller, model: str) -> bool:

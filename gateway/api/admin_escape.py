@@ -180,14 +180,14 @@ def shown(escape: Escape, configuration: Configuration) -> dict[str, Any]:
 
 
 async def find(services: EscapeServices, escape_id: str) -> Escape:
-    """Raises `NotFound`, `InvalidRequest`, `StoreError`."""
+    """Raises `NotFound`, `StoreError`."""
     for escape in services.runner.status():
         if escape.escape_id == escape_id:
             return escape
     try:
         row = await asyncio.to_thread(find_escape, services.engine, escape_id)
     except ValueError as error:
-        raise InvalidRequest(str(error), code="escape_not_found", param="id") from None
+        raise NotFound(str(error), code="escape_not_found", param="id") from None
     if row is None:
         raise NotFound(f"there is no escape `{escape_id[:80]}`", code="escape_not_found", param="id")
     return from_row(row)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from gateway.cli import engine, escape, keys, models, policy, reports, statistics, up, versions, wire
+from gateway.cli import domains, engine, escape, keys, models, policy, reports, simulate, statistics, up, versions, wire
 from gateway.cli.console import fail
 from gateway.errors import ConfigError, StoreError
 from gateway.model_store import ModelError
@@ -24,9 +24,11 @@ app.command("check")(policy.check)
 app.command("explain")(policy.explain)
 app.command("report")(reports.report)
 app.command("engine", context_settings={"allow_extra_args": False})(engine.engine)
+app.command("simulate")(simulate.simulate)
 app.add_typer(versions.app, name="policy")
 app.add_typer(escape.app, name="escape")
 app.add_typer(statistics.app, name="statistics")
+app.add_typer(domains.app, name="domains")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(wire.app, name="wire")

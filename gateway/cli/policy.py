@@ -25,6 +25,7 @@ from gateway.errors import GatewayError
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
 from gateway.protocols.inbound import Inbound
 from gateway.publication import Publication
+from gateway.routing.domains import MODEL_FILE
 from gateway.routing.explanation import describe_plan
 from gateway.routing.facts import DATA_CLASS_HEADER, SESSION_HEADER, TAGS_HEADER
 from gateway.routing.health import HealthBook
@@ -64,6 +65,8 @@ def explain(
 
     Runs the code that routes real requests.
     """
+    from gateway.app import read_model  # only here: the other commands start sooner without a worker's parts
+
     if request is not None:
         _explain_recorded(request, as_json)
         return
@@ -71,7 +74,8 @@ def explain(
         fail("`--model` and `--prompt` are missing\nhint: give both, or `--request ID`", status=2)
     settings = load_settings(config=config)
     configuration = compile_configuration(read_document(settings.config_path), environment_variables())
-    snapshot = Snapshot.build(configuration, PriceBook(), settings.run_dir, "hatchway")
+    trained = read_model(settings.home / MODEL_FILE)
+    snapshot = Snapshot.build(configuration, PriceBook(), settings.run_dir, "hatchway", trained)
     caller = _OPERATOR if key is None else _find_caller(settings, key)
     if project is not None:
         caller = replace(caller, project=project)
@@ -101,6 +105,8 @@ def explain(
     except GatewayError as error:
         fail(error.message)
     described = describe_plan(plan, facts, configuration.endpoints)
+    if snapshot.classifier is not None:
+        described["domain_confidence"] = round(snapshot.classifier.judge(prompt).confidence, 4)
     if as_json:
         show(json.dumps(described))
     else:

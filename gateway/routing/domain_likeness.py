@@ -18,7 +18,7 @@ MAX_LIKENESS = 0.5
 """The least likeness that is believed: by chance's measure between these two, and the latter where there are fewer than
 ENOUGH examples to measure it by."""
 ENOUGH = 20
-CHANCE = 0.95
+CHANCE = 0.9
 """Of the examples, those that are less like another domain than what is believed."""
 MEASURED = 400
 

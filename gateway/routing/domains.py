@@ -7,6 +7,7 @@ labelled lines. The examples of the configuration decide alone where there is no
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -105,6 +106,7 @@ class DomainClassifier:
     @classmethod
     def from_bytes(cls, data: bytes) -> DomainClassifier:
         """What `to_bytes` wrote. Raises ValueError for anything else, however it is made."""
+        _ask_for_one_thread()
         from gateway.routing.domain_model import Model
 
         return cls(model=Model.from_bytes(data))
@@ -132,6 +134,7 @@ def train(
     `progress(what, done, total)` is called some dozens of times. Texts without a word are left out. Raises ValueError
     where fewer than two domains are left.
     """
+    _ask_for_one_thread()
     from gateway.routing.domain_model import Learned, Model
     from gateway.routing.domain_training import Line, train_network
 
@@ -160,6 +163,12 @@ def train(
         none_recall=made.none_recall,
     )
     return DomainClassifier(model=Model(domains, made.network, made.scorer, made.calibration, learned))
+
+
+def _ask_for_one_thread() -> None:
+    """Of numpy's BLAS, which otherwise starts one for each core when it is loaded: they wait for work by spinning, and
+    on cores that have other work that makes everything slower. `OPENBLAS_NUM_THREADS` of the environment still wins."""
+    os.putenv("OPENBLAS_DEFAULT_NUM_THREADS", "1")
 
 
 def _keyword(text: str) -> str:

@@ -13,12 +13,13 @@ from msgspec.structs import replace
 from gateway.config.model import (
     Canary,
     Configuration,
+    Policy,
     Shadow,
 )
 from gateway.routing.placement import WORTH_STICKING
 from gateway.routing.plan import Plan
 from gateway.types import EndpointHealth, Shift
-from tests.routing.test_plan import SELECTS, configuration, facts, order, placed, plan, reasons
+from tests.routing.test_plan import SELECTS, configuration, facts, order, placed, plan, reasons, with_policies
 
 # Stickiness
 
@@ -39,6 +40,15 @@ def test_what_belongs_together_stays_together(select: str, sticky: str, field: s
         asked = facts(**{field: f"value-{number}"})
         (firsts[number],) = {stuck(plan(chosen, asked, seed=seed)) for seed in range(3)}
     assert set(firsts.values()) == set("abcdef")
+
+
+def test_nothing_sticks_to_a_fallback_while_the_policys_own_can_serve() -> None:
+    chosen = configuration({"endpoints": ("a", "b"), "sticky": "session", "fallback": "other"}, a={}, b={}, c={}, d={})
+    chosen = with_policies(chosen, Policy(id="other", endpoints=("c", "d")))
+    sessions = [facts(session=f"s{number}") for number in range(40)]
+    assert {stuck(plan(chosen, asked)) for asked in sessions} == {"a", "b"}
+    ejected = {name: EndpointHealth(ejected_until=200.0) for name in "ab"}
+    assert {stuck(plan(chosen, asked, health=ejected)) for asked in sessions} == {"c", "d"}
 
 
 def test_without_a_session_nothing_sticks() -> None:

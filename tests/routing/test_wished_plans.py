@@ -12,12 +12,13 @@ from gateway.config.model import (
     AS_ASKED,
     Canary,
     Configuration,
+    Policy,
 )
 from gateway.config.rows import PLAIN
 from gateway.routing.plan import Plan
 from gateway.routing.wishes import Wishes
 from gateway.types import EndpointHealth, Shift
-from tests.routing.test_plan import PROVIDERS, configuration, facts, order, placed, plan, reasons
+from tests.routing.test_plan import PROVIDERS, configuration, facts, order, placed, plan, reasons, with_policies
 
 # Wishes
 
@@ -73,6 +74,14 @@ def test_wishes_do_not_widen() -> None:
     made = wish(chosen, Wishes(only=("a",)))
     assert (order(made), reasons(made)) == ([], {"a": "require", "b": "wish"})
     assert order(wish(chosen, Wishes(order=("a",)))) == ["b"]
+
+
+def test_an_order_brings_no_fallback_before_the_policys_own() -> None:
+    chosen = configuration({"endpoints": ("a", "b"), "fallback": "other"}, a={}, b={}, c={}, d={})
+    chosen = with_policies(chosen, Policy(id="other", endpoints=("c", "d")))
+    assert order(wish(chosen, Wishes(order=("d", "b")))) == ["b", "a", "d", "c"]
+    late = {"a": EndpointHealth(ttft=2.0)}
+    assert order(wish(chosen, Wishes(preferred_max_latency=1.0), health=late)) == ["b", "a", "c", "d"]
 
 
 def test_an_unknown_price_is_over_what_the_client_would_pay() -> None:
