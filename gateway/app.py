@@ -147,14 +147,15 @@ class Worker:
             self.pipeline, self.keys, self.metrics, forward=control.forward, reload=self.reload
         )
         self._take_up_keys()
-        self._take_up_learned()
-        self._take_up_shifts()
-        self._take_up_budgets()
+        self._take_up({"learned", "shifts", "budgets"})
 
     def reload(self) -> None:
-        """Takes up what was published since the last time. What cannot be taken up leaves the old in force."""
+        """Takes up what was published since the last time."""
         before, self._stamps = self._stamps, self._read_stamps()
-        changed = {name for name, stamp in self._stamps.items() if stamp != before[name]}
+        self._take_up({name for name, stamp in self._stamps.items() if stamp != before[name]})
+
+    def _take_up(self, changed: set[str]) -> None:
+        """What cannot be taken up leaves the old in force."""
         for names, take_up in (
             ({"keys"}, self._take_up_keys),
             ({"configuration", "domains"}, self._take_up_configuration),

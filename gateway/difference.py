@@ -40,11 +40,6 @@ def to_text(changes: Sequence[Change]) -> str:
     return "\n".join(line for change in changes for line in _lines(change))
 
 
-def to_json(changes: Sequence[Change]) -> list[dict[str, Any]]:
-    """JSON-ready but for `Decimal`."""
-    return [msgspec.structs.asdict(change) for change in changes]
-
-
 def _values(path: str, before: Any, after: Any) -> Iterator[Change]:
     if isinstance(before, dict) and isinstance(after, dict):
         yield from _mappings(path, before, after)

@@ -221,6 +221,7 @@ class LearningDesk:
             published = read_published(content)
         except (OSError, ValueError) as error:
             _log.error("what was learned before cannot be taken up: %s", error)
+            self._has_news = True  # so that no worker meets it
             return
         self._base, self._version = published.base, published.version
         self._parts = {part.worker: part for part in published.parts}

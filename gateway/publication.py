@@ -26,6 +26,7 @@ class Publication:
     """The files and who may write them: the control plane, and the supervisor before there is one."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         self._folder = home / "published"
         self._document = self._folder / "configuration.json"
         self._keys = self._folder / "keys.json"

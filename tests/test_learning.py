@@ -1,9 +1,9 @@
-"""Workers and the control plane's desk: together they know what one book would that had seen everything; what drifts
-is frozen and thaws; what an operator resets stays forgotten; restarts lose nothing and count nothing twice."""
+"""Workers and the control plane's desk: together they know what one book would that had seen everything; restarts lose
+nothing and count nothing twice; what an operator resets stays forgotten. The brake: `routing/test_drift.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -12,85 +12,9 @@ import pytest
 from gateway.config.model import Learning
 from gateway.learning import HISTORY, PUBLISH_EVERY, LearningDesk
 from gateway.publication import Publication
-from gateway.routing.drift import ENOUGH, MIN_TOGETHER, THAW_AFTER
 from gateway.routing.health import HealthBook
 from gateway.routing.statistics import Observation, read_published
-from gateway.types import EndpointHealth, Outlook
-
-NOW, WALL = 5000.0, 1_700_000_000.0
-LEARNING = Learning()
-
-
-class Machine:
-    """Worker processes, the control plane's desk, and the one clock of the test."""
-
-    def __init__(self, home: Path, workers: int = 2, learning: Learning = LEARNING) -> None:
-        self.learning = learning
-        self.publication = Publication(home)
-        self.seconds = 0.0
-        self.wall_shift = 0.0
-        self.books: dict[str, HealthBook] = {}
-        for index in range(workers):
-            self.start_worker(str(index))
-        self.desk = LearningDesk(self.publication)
-
-    @property
-    def now(self) -> float:
-        return NOW + self.seconds
-
-    @property
-    def wall(self) -> float:
-        return WALL + self.wall_shift + self.seconds
-
-    def start_worker(self, index: str) -> HealthBook:
-        """Also after one has died: it comes up with what is published."""
-        book = self.books[index] = HealthBook(self.learning, index)
-        self._absorb(book)
-        return book
-
-    def exports(self) -> dict[str, bytes]:
-        return {index: book.export(self.wall) for index, book in self.books.items()}
-
-    def exchange(self, seconds: float = PUBLISH_EVERY, exports: Mapping[str, bytes] | None = None) -> bool:
-        """One round, `seconds` later. True: something was published."""
-        self.seconds += seconds
-        published = self.desk.take(self.exports() if exports is None else exports, self.wall, self.learning)
-        self.absorb()
-        return published
-
-    def absorb(self) -> None:
-        for book in self.books.values():
-            self._absorb(book)
-
-    def _absorb(self, book: HealthBook) -> None:
-        if (content := self.publication.read_learned()) is not None:
-            book.absorb(content)
-
-    def outlook(self, index: str = "0") -> Outlook:
-        return self.books[index].outlook(self.now, self.wall)
-
-    def samples(self, index: str = "0", endpoint: str = "a") -> float:
-        return self.outlook(index).endpoints.get(endpoint, EndpointHealth()).samples
-
-    def observe(self, index: str, times: int = 1, endpoint: str = "a", **changes: object) -> None:
-        usual = Observation(
-            wall=self.wall,
-            route="chat",
-            ttft=0.5,
-            seconds_per_token=0.02,
-            output_tokens=100,
-            choices=1,
-            input_tokens=1000,
-            cached_tokens=500,
-            rough_input_tokens=1000,
-            is_reported=True,
-        )
-        observation = msgspec.structs.replace(usual, **changes)
-        for _ in range(times):
-            self.books[index].succeed(endpoint, self.now, observation)
-
-    def frozen(self) -> dict[tuple[str, str], float]:
-        return {(one.number, one.name): one.value for one in self.desk.frozen}
+from tests.learning_fixtures import LEARNING, NOW, WALL, Machine
 
 
 @pytest.fixture
@@ -192,6 +116,8 @@ def test_what_cannot_be_taken_up_is_reported_and_replaced(
     publication.publish_learned(content)
     desk = LearningDesk(publication)
     assert "what was learned before cannot be taken up" in caplog.text
+    assert desk.take({}, WALL - PUBLISH_EVERY, LEARNING)
+    assert read_published(publication.read_learned() or b"").parts == []
     book = HealthBook()
     book.succeed("a", NOW, Observation(WALL, "chat", 0.5, None, 10, 1, 10, 0, 10, True))
     assert desk.take({"0": book.export(WALL)}, WALL, LEARNING)
@@ -247,195 +173,6 @@ def test_what_is_old_is_forgotten_everywhere(machine: Machine) -> None:
     assert (list(status["endpoints"]), list(status["routes"])) == (["new"], ["day"])
     for index in ("0", "1"):
         assert machine.samples(index, "old") == 0.0 < machine.samples(index, "new")
-
-
-# Drift
-
-
-def settle(machine: Machine, **usual: object) -> None:
-    """Enough traffic that the numbers are good ones."""
-    for index in ("0", "1"):
-        machine.observe(index, int(ENOUGH), **usual)
-    machine.exchange()
-    assert machine.frozen() == {}
-
-
-DRIFTS = {
-    ("output_tokens", "chat"): ({"output_tokens": 100_000}, lambda o: o.routes["chat"].output_tokens, 100.0),
-    ("input_ratio", "chat"): ({"input_tokens": 900_000}, lambda o: o.routes["chat"].input_ratio, 1.0),
-    ("cache_share", "a"): ({"input_tokens": 900_000, "cached_tokens": 0}, lambda o: o.endpoints["a"].cache_share, 0.5),
-}
-
-
-@pytest.mark.parametrize("key", DRIFTS, ids=lambda key: key[0])
-def test_a_number_that_drifts_is_frozen_at_its_last_good_value(
-    machine: Machine, key: tuple[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    changes, number, good = DRIFTS[key]
-    settle(machine)
-    machine.observe("0", 10, **changes)
-    machine.exchange()
-    assert machine.frozen()[key] == pytest.approx(good)
-    for index in ("0", "1"):
-        assert number(machine.outlook(index)) == pytest.approx(good)
-    status = machine.desk.status(machine.wall)
-    (entry,) = [one for one in status["frozen"] if (one["number"], one["name"]) == key]
-    assert entry["value"] == pytest.approx(good)
-    assert entry["now"] != pytest.approx(good, rel=0.5)
-    assert entry["reason"].startswith("from ") and entry["since"].startswith("2023-11-14T")
-    table = status["routes"]["chat"] if key[1] == "chat" else status["endpoints"]["a"]
-    assert table[key[0]] == pytest.approx(good)
-    for _ in range(3):
-        machine.observe("0")
-        machine.exchange()
-    lines = [record.getMessage() for record in caplog.records if key[0] in record.getMessage()]
-    assert len(lines) == 1 and f"`{key[0]}` of `{key[1]}` is frozen at" in lines[0]
-
-
-def test_a_fast_slide_is_frozen_as_a_jump_is(machine: Machine) -> None:
-    """A provider that begins to report ten times as much moves a busy mean by little from one time to the next."""
-    for _ in range(100):
-        machine.observe("0", 4)
-        machine.exchange()
-    values = []
-    while ("output_tokens", "chat") not in machine.frozen() and len(values) < 200:
-        machine.observe("0", 4, output_tokens=3000)
-        machine.exchange()
-        values.append(machine.outlook().routes["chat"].output_tokens or 0.0)
-    assert len(values) > 10  # each step was small
-    assert values[-1] == pytest.approx(100.0)
-    assert max(values) < 5 * 100.0
-
-
-def test_a_slow_change_is_followed(machine: Machine) -> None:
-    tokens = 100.0
-    for _ in range(300):
-        tokens *= 1.02
-        machine.observe("0", 5, output_tokens=round(tokens))
-        machine.exchange(30.0)
-    assert machine.frozen() == {}
-    assert (machine.outlook().routes["chat"].output_tokens or 0) > 50 * 100.0
-
-
-def test_few_observations_are_no_drift(machine: Machine) -> None:
-    machine.observe("0", int(ENOUGH) // 2)
-    machine.exchange()
-    machine.observe("0", 2, output_tokens=100_000)
-    machine.exchange()
-    assert machine.frozen() == {}
-
-
-def test_small_numbers_are_no_drift(machine: Machine) -> None:
-    settle(machine, output_tokens=1, cached_tokens=0)
-    for _ in range(5):
-        machine.observe("0", 100, output_tokens=10, cached_tokens=100)
-        machine.exchange()
-    assert machine.frozen() == {}
-
-
-def test_a_number_thaws_when_it_has_been_back_for_a_minute(machine: Machine) -> None:
-    settle(machine)
-    machine.observe("0", 1, output_tokens=20_000)
-    machine.exchange()
-    assert machine.frozen() == {("output_tokens", "chat"): pytest.approx(100.0)}
-    machine.observe("0", 40)
-    machine.exchange()
-    assert 250.0 < machine.desk.status(machine.wall)["frozen"][0]["now"] < 420.0  # back within the factor
-    machine.exchange(THAW_AFTER - 1)
-    assert machine.frozen()
-    machine.observe("0", 1, output_tokens=60_000)
-    machine.exchange()  # not yet: the minute begins again
-    machine.observe("0", 500)
-    machine.exchange(THAW_AFTER)
-    assert machine.frozen()
-    machine.exchange(THAW_AFTER)
-    assert machine.frozen() == {}
-    assert 100.0 < (machine.outlook().routes["chat"].output_tokens or 0) < 400.0
-
-
-def test_frozen_numbers_outlive_a_restart_of_the_control_plane(machine: Machine) -> None:
-    settle(machine)
-    machine.observe("0", 10, output_tokens=100_000)
-    machine.exchange()
-    frozen = machine.frozen()
-    machine.desk = LearningDesk(machine.publication)
-    machine.observe("0", 10, output_tokens=100_000)
-    machine.exchange()
-    assert machine.frozen() == frozen != {}
-
-
-@pytest.mark.parametrize("names", [["chat"], []])
-def test_reset_thaws_and_what_comes_next_is_usual(machine: Machine, names: list[str]) -> None:
-    settle(machine)
-    machine.observe("0", 10, output_tokens=100_000)
-    machine.exchange()
-    machine.seconds += PUBLISH_EVERY
-    assert machine.desk.reset(names, machine.wall) == (names or ["a", "chat"])
-    assert machine.frozen() == {}
-    machine.absorb()
-    machine.observe("0", int(ENOUGH) + 5, output_tokens=100_000)
-    machine.exchange()
-    assert machine.frozen() == {}
-    assert machine.outlook("1").routes["chat"].output_tokens == pytest.approx(100_000)
-
-
-ENDPOINTS = ("a", "b", "c", "d", "e")
-
-
-def slow_down(machine: Machine, *slow: str, ttft: float = 4.0) -> None:
-    for endpoint in ENDPOINTS:
-        machine.observe("0", 10, endpoint, ttft=ttft if endpoint in slow else 0.5)
-        machine.observe("1", 10, endpoint, ttft=ttft if endpoint in slow else 0.5)
-
-
-def test_one_slow_endpoint_is_avoided_at_once(machine: Machine) -> None:
-    for endpoint in ENDPOINTS:
-        settle(machine, endpoint=endpoint)
-    slow_down(machine, "a", "b")
-    machine.exchange()
-    assert machine.frozen() == {}
-    assert machine.outlook().endpoints["a"].ttft == pytest.approx(4.0)
-
-
-def test_when_most_become_slow_together_it_is_not_they(machine: Machine) -> None:
-    for endpoint in ENDPOINTS:
-        settle(machine, endpoint=endpoint)
-    slow_down(machine, "a", "b", "c")
-    machine.exchange()
-    assert machine.frozen().keys() == {("ttft", "a"), ("ttft", "b"), ("ttft", "c")}
-    for index in ("0", "1"):
-        assert machine.outlook(index).endpoints["a"].ttft == pytest.approx(0.5, rel=0.051)
-    assert machine.desk.status(machine.wall)["endpoints"]["a"]["ttft_p50"] == pytest.approx(0.5, rel=0.051)
-    assert machine.desk.status(machine.wall)["frozen"][0]["now"] == pytest.approx(4.0)
-    slow_down(machine, "a", "b", "c", "d")
-    machine.exchange()
-    assert len(machine.frozen()) == 4
-    slow_down(machine)
-    machine.exchange()
-    slow_down(machine)
-    machine.exchange(THAW_AFTER - PUBLISH_EVERY)
-    assert len(machine.frozen()) == 4
-    slow_down(machine)
-    machine.exchange()
-    assert machine.frozen() == {}
-
-
-def test_two_endpoints_are_not_most(machine: Machine) -> None:
-    few = ENDPOINTS[: MIN_TOGETHER - 1]
-    for endpoint in few:
-        settle(machine, endpoint=endpoint)
-    for endpoint in few:
-        machine.observe("0", 10, endpoint, ttft=4.0)
-    machine.exchange()
-    assert machine.frozen() == {}
-
-
-def test_faster_together_is_no_trouble(machine: Machine) -> None:
-    for endpoint in ENDPOINTS:
-        settle(machine, endpoint=endpoint)
-    slow_down(machine, *ENDPOINTS, ttft=0.05)
-    machine.exchange()
-    assert machine.frozen() == {}
 
 
 # Reset

@@ -114,6 +114,8 @@ class EndpointAdapter:
         if not self._conversations or not isinstance(protocol, ConversationProtocol):
             raise _unsupported(f"it has no {protocol.surface}")
         asked = inbound.canonical(protocol)
+        if WISHES in asked.extra and not self._takes_wishes:
+            asked = replace(asked, extra={name: raw for name, raw in asked.extra.items() if name != WISHES})
         fitted, left_out = fit(asked, self.capabilities)
         emulation = emulate(fitted, self._dialect)
         wire, written = self._write(emulation.request, model)

@@ -198,6 +198,7 @@ def encode_request(
         dialect=row.dialect,
         paths=row.paths,
         counts_tokens=row.counts_tokens,
+        takes_wishes=adapter == "openrouter" and model is None,
     )
     body = msgspec.json.encode(request)
     call = endpoint.open(Inbound(protocol, protocol.parse(body), body))

@@ -347,8 +347,10 @@ def _panel(one: dict[str, Any]) -> Group:
         table.add_row(name, *figures)
     verdict = one["verdict"]
     lines = [f"{found['guard']}: {found['state']} ({found['detail']})" for found in (verdict or {}).get("findings", [])]
-    if verdict is not None and verdict["missing"]:
-        lines.append(f"{verdict['missing']} more requests are needed")
+    if one["state"] not in OVER:
+        needs = f"the step lasts at least until {_short(one['step_ends_after'])} UTC"
+        missing = one["step_requests"] if verdict is None else verdict["missing"]
+        lines.append(f"{needs}; {missing} more requests are needed" if missing else needs)
     if one["reason"]:
         lines.append(f"reason: {one['reason']}")
     return Group(Text(head), table, *map(Text, lines))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -32,6 +32,8 @@ def describe(escape: Escape) -> dict[str, Any]:
         "kind": step.kind,
         "share": step.share if escape.state in (*RUNNING, "finished") and not escape.is_paused else 0.0,
         "step_started_at": escape.step_started_at.isoformat(),
+        "step_ends_after": (escape.step_started_at + timedelta(seconds=step.seconds)).isoformat(),
+        "step_requests": step.requests,
         "target": describe_sample(escape.target),
         "source": describe_sample(escape.source),
         "verdict": msgspec.to_builtins(escape.verdict),
@@ -70,26 +72,6 @@ def describe_sample(sample: Sample) -> dict[str, Any]:
         "unpriced": sample.unpriced,
         "similarity": sample.similarity_mean,
     }
-
-
-def progress(escape: Escape, now: datetime) -> str:
-    """The present step in one line."""
-    if escape.state not in RUNNING:
-        return escape.state + (f": {escape.reason}" if escape.reason else "")
-    step = escape.step
-    parts = [f"step {escape.position + 1} of {len(escape.steps)}: {describe_step(step)}"]
-    if escape.is_paused:
-        parts.append("paused, nothing is moved: the ledger cannot be read")
-    elif escape.blind_since is not None:
-        parts.append("held: the ledger cannot be read")
-    left = step.seconds - (now - escape.step_started_at).total_seconds()
-    parts.append(f"{escape.target.requests} requests seen of at least {step.requests}")
-    if left > 0:
-        parts.append(f"{left:.0f} s left")
-    elif escape.verdict is not None and escape.verdict.state == "wait" and not escape.verdict.missing:
-        waiting = [finding.guard for finding in escape.verdict.findings if finding.state == "wait"]
-        parts.append(f"waiting for {', '.join(waiting)} to become clear")
-    return "; ".join(parts)
 
 
 def findings(verdict: Verdict | None) -> list[str]:

@@ -51,9 +51,9 @@ _log = logging.getLogger(__name__)
 
 
 class EscapeRunner:
-    """`configuration`: the one in force. `push`: has all workers take up the published shifts. `owner`: names this
-    gateway among those that share the database. `is_current`: False while new rows do not reach the ledger.
-    `wall`: the time, with a zone."""
+    """`configuration`: the one in force. `push`: has all workers take up the published shifts. `owner`: the machine;
+    with the home folder it names this gateway among those that share the database. `is_current`: False while new rows
+    do not reach the ledger. `wall`: the time, with a zone."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class EscapeRunner:
         self._publication = publication
         self._configuration = configuration
         self._push = push
-        self._owner = owner
+        self._owner = f"{owner}:{publication.home}"
         self._is_current = is_current
         self._wall = wall
         self._escapes: dict[str, Escape] = {}  # the truth; the database follows
@@ -263,8 +263,7 @@ class EscapeRunner:
                 await self._take(go_blind(before, self._wall(), BLIND_SECONDS))
             return
         if self._escapes.get(before.escape_id) is not before:
-            self._unsaved.add(before.escape_id)  # stopped meanwhile: what was just written is not true
-            return
+            return  # stopped meanwhile; that is written down after this, for saving goes in order
         self._escapes[after.escape_id] = after
         await self._publish()
         _log.info("escape `%s`: %s", after.escape_id, after.events[-1].what)

@@ -36,7 +36,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What was decided for one request, and all that it was decided by. Costs in USD, times in seconds.
 
     `endpoint`: the first candidate; None: nobody may serve. `refusal`: the code of the error that the client got
-    instead of an attempt. `escape`: id of the one that the request takes part in. `outlook_version`: of the learned numbers.
+    instead of an attempt. `escape`: id of the one that the request takes part in. `outlook_version`: of the learned
+    numbers.
     """
 
     request_id: str
@@ -195,7 +196,7 @@ def _decision(plan: Plan, facts: Facts, request_id: str, refusal: str | None) ->
 
 
 def _ascii(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).replace("\x7f", "\\u007f").encode("ascii")
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def _storable(value: Any, max_text: int | None, max_items: int | None) -> Any:

@@ -340,7 +340,8 @@ class Learned(msgspec.Struct, omit_defaults=True):
     def _follow_clock(self, wall: float) -> None:
         """The clock was set back. What was in its future is now, or it would stay the newest until time is there."""
         self.at = wall
-        for entry in (*self.endpoints.values(), *self.routes.values()):
+        entries: list[EndpointStatistics | RouteStatistics] = [*self.endpoints.values(), *self.routes.values()]
+        for entry in entries:
             entry.since, entry.heard_at = min(entry.since, wall), min(entry.heard_at, wall)
 
     def _scale(self, factor: float) -> None:

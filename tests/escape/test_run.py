@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,37 @@ async def test_it_is_stopped_at_once_even_while_the_ledger_is_away(
     assert desk.stored(escape_id).state == "stopped"
 
 
+@pytest.mark.parametrize(("slow", "seen"), [("measure_target", 5), ("measure_target", 100), ("save_escape", 100)])
+async def test_it_is_stopped_while_a_step_is_being_judged_or_written_down(
+    desk: Desk, ledger: Ledger, clock: Clock, monkeypatch: pytest.MonkeyPatch, slow: str, seen: int
+) -> None:
+    escape_id = await begin_ramp(desk, ledger, clock)
+    ledger.moved(escape_id, seen)
+    ledger.kept(escape_id, 100)
+    clock.turn(60)
+    begun, released = threading.Event(), threading.Event()
+    original = getattr(run, slow)
+
+    def waits(*arguments: Any, **named: Any) -> Any:
+        if not begun.is_set():
+            begun.set()
+            assert released.wait(20)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(run, slow, waits)
+    look = asyncio.ensure_future(desk.runner.tend())
+    assert await asyncio.to_thread(begun.wait, 20)
+    stop = asyncio.ensure_future(desk.runner.stop(escape_id, "dana"))
+    async with asyncio.timeout(20):
+        while desk.shares:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.001)
+    released.set()
+    await asyncio.gather(look, stop)
+    await desk.runner.tend()
+    assert desk.shares == []
+    assert desk.stored(escape_id).state == "stopped"
+
+
 async def test_while_the_ledger_cannot_be_read_nothing_rises_and_later_nothing_is_moved(
     desk: Desk, ledger: Ledger, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,8 +328,8 @@ async def test_a_new_control_plane_goes_on_at_the_same_step(desk: Desk, ledger: 
     clock.turn(60)
     await second.tend()
     assert desk.shares == [(1.0, 0.0)]
-    stranger = desk.new_runner("elsewhere")
-    stranger._publication = Publication(desk.publication._folder.parent.parent / "other")
+    desk.publication = Publication(desk.publication.home.parent / "another home")
+    stranger = desk.new_runner()
     await stranger.load()
     assert stranger.status() == []
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.api.surfaces import SURFACES
-from gateway.protocols.base import ConversationProtocol, RequestView
+from gateway.protocols.base import RequestView
 
 CHAT, RESPONSES, COMPLETIONS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
 EMBEDDINGS, MESSAGES, COUNT = "/v1/embeddings", "/v1/messages", "/v1/messages/count_tokens"
@@ -91,11 +91,3 @@ def test_wishes_are_left_for_routing_to_read(path: str) -> None:
     assert view(path, provider=None).routing_wishes() == b"null"
     assert json.loads(view(path, provider={"only": [1]}).routing_wishes() or b"") == {"only": [1]}
     assert view(path, provider="odd").routing_wishes() == b'"odd"'
-
-
-@pytest.mark.parametrize("path", [path for path in LEAST if path not in (EMBEDDINGS, COUNT)])
-def test_wishes_are_not_part_of_a_conversation(path: str) -> None:
-    protocol = SURFACES[path]
-    assert isinstance(protocol, ConversationProtocol)
-    body = json.dumps({"model": "m", **LEAST[path], "provider": {"only": ["a"]}, "zzz": 1}).encode()
-    assert set(protocol.read_request(body).extra) == {"zzz"}

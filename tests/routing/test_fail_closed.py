@@ -177,6 +177,24 @@ def test_most_of_what_is_drawn_is_served_and_by_every_means() -> None:
     assert wanted | {"max_cost", "budget"} <= reasons.keys()
 
 
+@settings(max_examples=100)
+@given(st.integers(0, 2**64))
+def test_what_is_remembered_of_others_changes_nothing(seed: int) -> None:
+    draw = Draw(seed)
+    chosen, outlook, shifts = draw.configuration(), draw.outlook(), draw.shifts()
+    used = Planner(chosen, quote)
+    for number in range(12):
+        asked = draw.request()
+        fresh = Planner(chosen, quote)
+        route = fresh.match(asked)
+        assert route is not None and used.match(asked) == route
+        plans = [
+            planner.plan(route, asked, outlook=outlook, now=100.0, rng=Random(number), shifts=shifts)
+            for planner in (fresh, used)
+        ]
+        assert plans[0] == plans[1]
+
+
 def _draw(seed: int) -> tuple[Configuration, Facts, Outlook, tuple[Shift, ...], int]:
     draw = Draw(seed)
     return draw.configuration(), draw.request(), draw.outlook(), draw.shifts(), seed

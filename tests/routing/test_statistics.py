@@ -101,6 +101,13 @@ def test_a_weight_counts_as_so_many_values() -> None:
     assert found.mean == pytest.approx(13 / 4)
 
 
+def test_rounding_does_not_lose_the_largest_value() -> None:
+    found = Sketch()
+    for value, weight in ((3.0, 0.1), (2.0, 0.2), (1.0, 0.3)):  # their sum is smaller the other way round
+        found.add(value, weight)
+    assert found.quantile(1.0) == pytest.approx(3.0, rel=0.051)
+
+
 @given(st.lists(seconds, max_size=50), st.lists(seconds, max_size=50))
 def test_merging_sketches_is_the_union(one: list[float], other: list[float]) -> None:
     merged = sketch(one)

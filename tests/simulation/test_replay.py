@@ -15,9 +15,9 @@ from gateway.config.model import Configuration
 from gateway.simulation.profiles import Behaviour, Profile
 from gateway.simulation.run import simulate
 from gateway.simulation.traffic import Traffic
-from gateway.store.decisions import Recorded
+from gateway.store.decisions import Recorded, RecordedAttempt
 from gateway.types import Usage
-from tests.recorded_traffic import START, attempt, configuration, record
+from tests.recorded_traffic import ENDPOINTS, START, attempt, configuration, record
 
 DEAR = {"endpoints": ["dear"]}
 CHEAP = {"endpoints": ["cheap"]}
@@ -159,6 +159,31 @@ def test_what_no_other_endpoint_would_mend_is_tried_at_no_other() -> None:
     assert found["outcomes"]["after"] == {"served": 0, "refused": 0, "failed": 1}
 
 
+@pytest.mark.parametrize(
+    ("error", "candidates", "served"),
+    [
+        ("timeout_total", ["cheap", "dear", "spare"], False),  # the third was there, and nobody asked it
+        ("status_500", ["cheap", "dear"], True),
+        ("status_400", ["cheap", "dear"], False),  # would be the same at any other
+    ],
+)
+def test_an_attempt_that_ended_the_request_ends_it_again(error: str, candidates: list[str], served: bool) -> None:
+    """It was the second then, and is the first now."""
+    spare = {"provider": "p", "model": "spare", "price": {"input": 1, "output": 1}}
+    three = {**ENDPOINTS, "spare": spare}
+
+    def failed(endpoint: str, number: int, error: str) -> RecordedAttempt:
+        return attempt(
+            endpoint, attempt=number, status="error", error_type=error, usage=NOTHING, usage_source="none",
+            cost_usd=Decimal(0), ttft_ms=None,
+        )  # fmt: skip
+
+    before = configuration({"endpoints": candidates}, endpoints=three)
+    recorded = [record(before, 0, [failed("cheap", 1, "status_500"), failed("dear", 2, error)])]
+    found = replay(recorded, configuration({"endpoints": ["dear", "spare"]}, endpoints=three))
+    assert found["outcomes"]["after"]["served"] == served
+
+
 def test_violations_name_reason_teams_and_an_example() -> None:
     before = configuration(DEAR)
     recorded = [record(before, number, team="payments" if number % 3 else "search") for number in range(6)]
@@ -253,7 +278,9 @@ def test_what_the_reader_has_to_know() -> None:
             {"match": {"model": "*"}, "policy": "main"},
         ],
     )
-    assert replay(recorded, other)["notes"] == [
+    found = replay(recorded, other)
+    assert found["outcomes"]["after"]["served"] == 1
+    assert found["notes"] == [
         "headers are not recorded: routes that match on `x-app` never match here",
         "no key is set here for `p`: simulated as if it were",
     ]

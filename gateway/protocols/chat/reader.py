@@ -112,7 +112,7 @@ class _Body(msgspec.Struct):
     cache_control: CacheControl | None = None
 
 
-_KNOWN = frozenset(_Body.__struct_fields__) | {"provider"}  # that one is for routing
+_KNOWN = frozenset(_Body.__struct_fields__)
 # Fields understood in part: the members that are; what else is in them is kept.
 _MEMBERS: dict[str, frozenset[str]] = {
     "stream_options": frozenset({"include_usage"}),

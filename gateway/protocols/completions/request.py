@@ -35,7 +35,7 @@ class _Body(msgspec.Struct):
 
 _KNOWN = frozenset(
     {*_Body.__struct_fields__, "model", "prompt", "stream", "stream_options", "max_tokens", "n", "best_of"}
-) | {"logprobs", "echo", "suffix", "provider"}
+) | {"logprobs", "echo", "suffix"}
 _decode = msgspec.json.Decoder(_Body).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 

@@ -130,7 +130,7 @@ def read_request(body: bytes) -> Request:
         extra={
             name: msgspec.Raw(bytes(value))
             for name, value in _decode_fields(body).items()
-            if name not in _Body.__struct_fields__ and name != "provider"  # that is for routing
+            if name not in _Body.__struct_fields__
         },
         origin=WIRE,
     )

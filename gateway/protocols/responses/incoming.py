@@ -51,10 +51,10 @@ _READ = frozenset(
     {
         "model", "input", "instructions", "stream", "max_output_tokens", "temperature", "top_p", "top_logprobs",
         "tools", "tool_choice", "parallel_tool_calls", "text", "service_tier", "user", "safety_identifier",
-        "prompt_cache_key", "metadata", "provider",
+        "prompt_cache_key", "metadata",
     }
 )  # fmt: skip
-"""Fields that the canonical form holds, and the one that is for routing."""
+"""Fields that the canonical form holds."""
 _READ_OF_REASONING = frozenset({"effort", "summary", "generate_summary"})
 
 
