@@ -109,9 +109,7 @@ def runs(world: World, prices: PriceBook, endpoints: list[Endpoint], seed: int) 
         return min((world.answer(arrival, endpoint) for endpoint in endpoints), key=cost_of)
 
     def fastest_expected(arrival: Arrival) -> Answer:
-        return world.answer(
-            arrival, min(endpoints, key=lambda e: world.profiles[e.id].at(arrival.at).mean_ttft or 0.0)
-        )
+        return world.answer(arrival, min(endpoints, key=lambda e: world.profiles[e.id].at(arrival.at).mean_ttft or 0.0))
 
     def fastest(arrival: Arrival) -> Answer:
         return min((world.answer(arrival, endpoint) for endpoint in endpoints), key=lambda a: a.ttft or 0.0)
@@ -139,7 +137,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     arrivals = list(read_traces({model: options.traces / name for model, name in FILES.items()}))
-    world = World({name: profile.started(arrivals[0].at) for name, profile in PROFILES.items()}, PriceBook(), options.seed)
+    world = World(
+        {name: profile.started(arrivals[0].at) for name, profile in PROFILES.items()}, PriceBook(), options.seed
+    )
     endpoints = list(configuration("priority").endpoints.values())
     made = runs(world, PriceBook(), endpoints, options.seed)
     for arrival in arrivals:
@@ -159,7 +159,8 @@ def main() -> None:
         "ttft_p95_x_clairvoyant": round(figures["latency"]["p95_s"] / figures["clairvoyant"]["p95_s"], 3),
         "runs": {name: {key: round(value, 6) for key, value in row.items()} for name, row in figures.items()},
     }
-    print(f"cost: {result['cost_over_oracle']:+.2%} over its oracle; latency: p95 {result['ttft_p95_x_oracle']}x its oracle")
+    over, times = result["cost_over_oracle"], result["ttft_p95_x_oracle"]
+    print(f"cost: {over:+.2%} over its oracle; latency: p95 {times}x its oracle")
     print(json.dumps(result))
 
 

@@ -161,7 +161,8 @@ class EndpointHealth(msgspec.Struct, frozen=True):
     """What is known of an endpoint from its own traffic.
 
     None: not known. `ttft`: expected time to first content in seconds (a decayed median, or that of the newest attempts
-    where they disagree), failures counted as slow. `ejected_until`: on the loop's clock, in seconds. `in_flight`: of this worker alone.
+    where they disagree), failures counted as slow. `ejected_until`: on the loop's clock, in seconds. `in_flight`: of
+    this worker alone.
     """
 
     ttft: float | None = None

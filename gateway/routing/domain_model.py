@@ -61,11 +61,13 @@ class Model:
         self.network, self.scorer, self.calibration, self.learned = network, scorer, calibration, learned
 
     def judge(self, text: str) -> tuple[str, float, bool]:
-        """The best domain, the confidence in it, and whether that is enough."""
-        encoded = self.network.vocabulary.encode(split_words(text))
+        """The best domain, the confidence in it, and whether that is enough: of a text without a known word it is not."""
+        words = split_words(text)
+        encoded = self.network.vocabulary.encode(words)
         best, score = self.scorer.score(*self.network.logits(encoded))
         confidence = self.calibration.confidence(score)
-        return self.domains[best], confidence, bool(encoded.ids) and confidence > self.calibration.threshold
+        is_enough = confidence > self.calibration.threshold and self.network.vocabulary.knows_any(words)
+        return self.domains[best], confidence, is_enough
 
     def to_bytes(self) -> bytes:
         network = self.network

@@ -102,15 +102,15 @@ class _Judged(NamedTuple):
 def train_network(lines: Sequence[Line], domains: int, progress: Callable[[str, int, int], None], seed: int) -> Trained:
     """Lines of at least two domains."""
     folds = _Folds(lines, domains, seed)
-    rounds = folds.count + 1
+    plan, rounds = _plan(len(lines), domains, seed), folds.count + 1
     judged: list[tuple[float, bool, bool]] = []
     for fold in range(folds.count):
         trained_on, held_out = folds.split(fold)
-        network, scorer = _fit(trained_on, domains, seed, _Rounds(progress, "cross-validation", fold, rounds))
+        network, scorer = _fit(trained_on, plan, _Rounds(progress, "cross-validation", fold, rounds))
         for line, is_none in held_out:
             best, score = scorer.score(*network.logits(network.vocabulary.encode(line.words)))
             judged.append((score, best == line.domain, is_none))
-    network, scorer = _fit(lines, domains, seed, _Rounds(progress, "training", folds.count, rounds))
+    network, scorer = _fit(lines, plan, _Rounds(progress, "training", folds.count, rounds))
     held = _Judged(*(np.array(part) for part in zip(*judged, strict=True)))
     threshold = choose_threshold(held.scores, held.right, held.none)
     slope, shift = _calibrate(held)
@@ -126,7 +126,10 @@ def train_network(lines: Sequence[Line], domains: int, progress: Callable[[str, 
 
 
 def choose_threshold(scores: Doubles, right: Flags, none: Flags) -> float:
-    """The score that is furthest above both aims, the nearer of which counts; scores above it pass."""
+    """The score that is furthest above both aims, the nearer of which counts; scores above it pass.
+
+    Where the best domain is wrong so often that no threshold reaches the aim, it may cost half as many lines again.
+    """
     if not none.any():
         return float(np.quantile(scores[right], 1.0 - KEPT_WITHOUT_NONE)) if right.any() else 0.0
     order = np.argsort(scores, kind="stable")
@@ -134,7 +137,9 @@ def choose_threshold(scores: Doubles, right: Flags, none: Flags) -> float:
     lost = np.cumsum((right & ~none)[order])  # right ones that a threshold at this score no longer lets pass
     accuracy = (lost[-1] - lost) / max(1, int((~none).sum()))
     recall = np.cumsum(none[order]) / int(none.sum())
-    best = int(np.minimum(accuracy - AIM_IN_SCOPE, (recall - AIM_NONE) / NONE_MARGIN).argmax())
+    reachable = float(lost[-1]) / max(1, int((~none).sum()))
+    aim = min(AIM_IN_SCOPE, reachable - (1.0 - reachable) / 2)
+    best = int(np.minimum(accuracy - aim, (recall - AIM_NONE) / NONE_MARGIN).argmax())
     return float((candidates[best] + candidates[min(best + 1, len(candidates) - 1)]) / 2)
 
 
@@ -191,22 +196,33 @@ class _Rounds:
         self._progress(self._what, self._number * total + done, self._rounds * total)
 
 
-def _fit(
-    lines: Sequence[Line], domains: int, seed: int, progress: Callable[[int, int], None]
-) -> tuple[Network, Scorer]:
+class _Plan(NamedTuple):
+    """The same for the networks of the cross-validation and the final one."""
+
+    domains: int
+    units: int
+    epochs: int
+    seed: int
+
+
+def _plan(lines: int, domains: int, seed: int) -> _Plan:
+    if lines >= SMALL:
+        return _Plan(domains, UNITS, EPOCHS, seed)
+    return _Plan(domains, SMALL_UNITS, max(EPOCHS, math.ceil(SMALL_STEPS * BATCH / lines)), seed)
+
+
+def _fit(lines: Sequence[Line], plan: _Plan, progress: Callable[[int, int], None]) -> tuple[Network, Scorer]:
     classes = sorted({(line.domain, line.label) for line in lines})
     number = {one: at for at, one in enumerate(classes)}
-    is_small = len(lines) < SMALL
-    epochs = max(EPOCHS, math.ceil(SMALL_STEPS * BATCH / len(lines))) if is_small else EPOCHS
     vocabulary = Vocabulary.of([line.words for line in lines], MAX_FEATURES)
     network = fit(
         vocabulary,
         [vocabulary.encode(line.words) for line in lines],
         np.array([number[line.domain, line.label] for line in lines], np.intp),
         np.array([domain for domain, _ in classes], np.intp),
-        units=SMALL_UNITS if is_small else UNITS,
-        epochs=epochs,
-        seed=seed,
-        on_epoch=lambda done: progress(done, epochs),
+        units=plan.units,
+        epochs=plan.epochs,
+        seed=plan.seed,
+        on_epoch=lambda done: progress(done, plan.epochs),
     )
-    return network, Scorer([domain for domain, _ in classes], domains)
+    return network, Scorer([domain for domain, _ in classes], plan.domains)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.accounting.prices import PriceBook, PricedRates, cost, total_input
 from gateway.config.model import AS_ASKED, Endpoint
-from gateway.types import BUCKETS, Rates, Usage
+from gateway.types import BUCKETS, PriceCard, Rates, Usage
 from tests.configuration import make_endpoint, make_provider
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -248,3 +248,48 @@ book.load()
 assert "genai_prices" in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+# Quotes, for decisions before a call
+
+
+@pytest.mark.parametrize(
+    ("base_url", "model", "tokens"),
+    [
+        (OPENAI, "gpt-4o-mini", 100),
+        (GOOGLE, "gemini-2.5-pro", 200_000),
+        (GOOGLE, "gemini-2.5-pro", 200_001),
+        (ANTHROPIC, "claude-sonnet-4-5", 250_000),
+        (DEEPSEEK, "deepseek-chat", 0),
+    ],
+)
+def test_a_quote_says_what_the_rates_say(book: PriceBook, base_url: str, model: str, tokens: int) -> None:
+    asked = endpoint(base_url)
+    priced = book.rates_for(asked, model, NOON, tokens)
+    card = book.quote(asked, model, NOON.timestamp(), tokens)
+    assert priced is not None and card is not None
+    rates = priced.rates
+    cached = rates.input if rates.cache_read is None else rates.cache_read
+    assert (card.input, card.output, card.cache_read) == (float(rates.input), float(rates.output), float(cached))
+    assert card.above < tokens <= card.up_to
+
+
+def test_a_quote_holds_within_its_tier(book: PriceBook) -> None:
+    asked = endpoint(GOOGLE)
+    low, high = (book.quote(asked, "gemini-2.5-pro", NOON.timestamp(), tokens) for tokens in (5, 500_000))
+    assert low is not None and high is not None
+    assert (low.above, low.up_to) == (-1, 200_000)
+    assert (high.above, high.up_to) == (200_000, float("inf"))
+    assert low.input < high.input
+
+
+def test_a_quote_of_a_stated_price(book: PriceBook) -> None:
+    asked = endpoint(None, rates=Rates(input=D("1.5"), output=D(3), request=D("0.01")))
+    card = book.quote(asked, "m", 0.0, 10**9)
+    assert card == PriceCard(input=1.5, output=3.0, cache_read=1.5, request=0.01)
+
+
+def test_what_nobody_prices_has_no_quote(book: PriceBook) -> None:
+    assert book.quote(endpoint("https://nobody.example"), "m", 0.0, 1) is None
+    assert book.quote(endpoint(OPENAI, adapter="local"), "gpt-4o-mini", 0.0, 1) is None
+    assert book.quote(endpoint(OPENAI), "x" * 300, 0.0, 1) is None

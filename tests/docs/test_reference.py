@@ -10,20 +10,25 @@ from collections.abc import Iterator
 from importlib.metadata import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import get_args
+from typing import TypeVar, get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import errors
+from gateway.admission import Shed
 from gateway.api.application import InternalError
+from gateway.attempt import CLIENT_GONE, HEDGE_LOST
 from gateway.ledger.record import WORKER_LOST
+from gateway.pipeline import SHED
 from gateway.protocols.base import StreamError
 from gateway.protocols.complaint_codes import CODES
+from gateway.shadow import WORKER_STOPPED
 from gateway.telemetry import ControlMetrics, Metrics
 from gateway.types import Shift, Usage
 from tests.docs.blocks import ROOT
 
+Error = TypeVar("Error", errors.GatewayError, errors.UpstreamError)
 DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(DOCS.rglob("*.md"))
 
@@ -107,8 +112,8 @@ def test_codes_of_refusals_are_all_there() -> None:
 
 def codes() -> Iterator[tuple[str, type[errors.GatewayError]]]:
     """Each constant `code=` of an error that the source makes, with its class."""
-    known: list[type[errors.GatewayError]] = [errors.GatewayError, *errors.GatewayError.__subclasses__()]
-    classes = {one.__name__: one for one in known}
+    classes = {one.__name__: one for one in (errors.GatewayError, *subclasses(errors.GatewayError))}
+    assert Shed.__name__ in classes
     for path in (ROOT / "gateway").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in classes:
@@ -122,14 +127,17 @@ def test_error_types_of_the_ledger_are_all_there() -> None:
     assert StreamError.kind in found
     found |= {f"timeout_{phase}" for phase in get_args(errors.Phase)}
     found |= {WORKER_LOST, errors.UpstreamStatus(599, [], b"").kind.replace("599", "NNN")}
-    for node in ast.walk(ast.parse((ROOT / "gateway" / "attempt.py").read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "self._settle":
-            found |= {ast.literal_eval(given) for given in node.args[2:] if isinstance(given, ast.Constant)}
+    found |= {CLIENT_GONE, HEDGE_LOST, SHED, WORKER_STOPPED}
+    for name in ("attempt.py", "pipeline.py", "shadow.py"):
+        for node in ast.walk(ast.parse((ROOT / "gateway" / name).read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("settle"):
+                given = [*node.args[2:], *(keyword.value for keyword in node.keywords if keyword.arg == "error_type")]
+                found |= {ast.literal_eval(one) for one in given if isinstance(one, ast.Constant)}
     rows = table(DOCS / "reference" / "errors.md", "## What the ledger says")
     assert {kind for kind, *_ in rows} == found
 
 
-def subclasses(one: type[errors.UpstreamError]) -> Iterator[type[errors.UpstreamError]]:
+def subclasses(one: type[Error]) -> Iterator[type[Error]]:
     for sub in one.__subclasses__():
         yield sub
         yield from subclasses(sub)
