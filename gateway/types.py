@@ -178,11 +178,25 @@ class EndpointHealth(msgspec.Struct, frozen=True):
 
 
 class RouteHabits(msgspec.Struct, frozen=True):
-    """What was learned of the requests of one route. None: not known."""
+    """What was learned of the requests of one route. None: not known.
+
+    `by_size`: as `output_tokens`, by `size_of` the roughly counted input: long questions get other answers than short
+    ones.
+    """
 
     output_tokens: float | None = None  # mean, of each choice
     input_ratio: float | None = None  # input tokens as providers count them, for each one roughly counted
     samples: float = 0.0
+    by_size: Mapping[int, float] = {}
+
+    def output_for(self, rough_input: int) -> float | None:
+        """Expected output tokens of each choice."""
+        return self.by_size.get(size_of(rough_input), self.output_tokens)
+
+
+def size_of(tokens: int) -> int:
+    """A class of sizes, two for each doubling: 0 for none, 40 for a million."""
+    return int(2 * math.log2(tokens + 1)) if tokens > 0 else 0
 
 
 class Outlook(msgspec.Struct, frozen=True):

@@ -94,6 +94,8 @@ class Call:
     def cut(self) -> None:
         """Ends the connection with RST."""
         end = self.writer.get_extra_info("socket")
+        if self.writer.transport.is_closing() or end is None:
+            return  # the gateway was faster
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 

@@ -31,7 +31,9 @@ _COMMON_WORDS = frozenset(
     """a about all also am an and any are as at be been but by can could did do does for from get give got had has have
     he help her him his how i if in into is it its just know let like make may me might more most must my need no not of
     on or our out please shall she should so some tell than that the their them then there these they this those to too
-    up us very want was we were what when where which who whom whose why will with would you your""".split()
+    up us very want was we were what when where which who whom whose why will with would you your again day days good
+    hello hey hi last morning name new next now old really still thank thanks thing things time today tomorrow use way
+    week work""".split()
 )
 
 

@@ -61,7 +61,7 @@ class Model:
         self.network, self.scorer, self.calibration, self.learned = network, scorer, calibration, learned
 
     def judge(self, text: str) -> tuple[str, float, bool]:
-        """The best domain, the confidence in it, and whether that is enough: of a text without a known word it is not."""
+        """The best domain, the confidence in it, and whether that is enough: never without a known word."""
         words = split_words(text)
         encoded = self.network.vocabulary.encode(words)
         best, score = self.scorer.score(*self.network.logits(encoded))

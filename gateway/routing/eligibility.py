@@ -24,8 +24,9 @@ def why_not(endpoint: Endpoint, policies: Sequence[Policy], allow: Allow | None,
         for attribute, allowed in policy.require.items():
             if not endpoint.meets(attribute, allowed):
                 return "require", _not_met(endpoint, policy, attribute, allowed)
-    if facts.data_class is not None and facts.data_class not in endpoint.data_classes:
-        return "data_class", f"it may not be sent data of the class `{facts.data_class}`"
+    for data_class in (facts.data_class, facts.team_class):
+        if data_class is not None and data_class not in endpoint.data_classes:
+            return "data_class", f"it may not be sent data of the class `{data_class}`"
     if allow is not None and (what := _not_allowed(endpoint, allow, facts.model)) is not None:
         return "allow", f"team `{facts.team}` may not use the {what}"
     if facts.native_feature is not None and facts.wire not in endpoint.speaks:

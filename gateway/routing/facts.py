@@ -21,6 +21,8 @@ call."""
 SESSION_HEADER = "x-hatchway-session"
 TAGS_HEADER = "x-hatchway-tags"
 DATA_CLASS_HEADER = "x-hatchway-data-class"
+OWN_TAGS = "hatchway."
+"""What the gateway itself writes into the ledger: a client that wrote it could pass a request off as a copy."""
 HEADERS = frozenset({SESSION_HEADER, TAGS_HEADER, DATA_CLASS_HEADER})
 """Headers that every request's facts are read from."""
 
@@ -46,6 +48,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     `kept_state`: the field by which the request goes on from something that one provider keeps.
     `session`: what holds requests together that are best served by one endpoint. `prefix`: a hash of how the
     conversation begins. `parameters`: the request's top-level fields, read only where its wishes depend on them.
+    `team_class`: the team's own class of data, which holds beside `data_class`: naming another takes nothing back.
     `budget_left`: USD that the team's hard budget still has; None: it has none. `at`: seconds since the epoch.
     """
 
@@ -69,6 +72,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str | None = None
     tags: Mapping[str, str] = {}
     data_class: str | None = None
+    team_class: str | None = None
     headers: Mapping[str, str] = {}
     wishes: Wishes | None = None
     parameters: frozenset[str] = frozenset()
@@ -132,6 +136,7 @@ def read_facts(
         prefix=_hash(view.opening()[:_PREFIX_CHARACTERS]) if reads_prefix else None,
         tags=_tags(headers.get(TAGS_HEADER, "")),
         data_class=_data_class(headers.get(DATA_CLASS_HEADER, "")) or (team.data_class if team is not None else None),
+        team_class=None if team is None else team.data_class,
         headers=headers,
         wishes=wishes,
         parameters=_parameters(inbound) if wishes is not None and wishes.require_parameters else frozenset(),
@@ -164,6 +169,8 @@ def _tags(header: str) -> dict[str, str]:
         if not name or not equals or len(name) > MAX_TAG_NAME or len(value) > MAX_TAG_VALUE or not item.isprintable():
             hint = f"write `env=prod,app=shop`; names have up to {MAX_TAG_NAME} characters, values {MAX_TAG_VALUE}"
             raise _bad_header(TAGS_HEADER, f"has an item that is no tag\nhint: {hint}")
+        if name.lower().startswith(OWN_TAGS):
+            raise _bad_header(TAGS_HEADER, f"has a tag whose name begins with `{OWN_TAGS}`: those are the gateway's own")
         tags[name] = value
         if len(tags) > MAX_TAGS:
             raise _bad_header(TAGS_HEADER, f"has more than {MAX_TAGS} tags")

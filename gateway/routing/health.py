@@ -287,10 +287,12 @@ class HealthBook:
         if not both.samples:
             self._habits.pop(route, None)
             return
+        share, held = self._share_left(at), self._frozen.get(("output_tokens", route))
         self._habits[route] = RouteHabits(
-            output_tokens=self._frozen.get(("output_tokens", route), both.output_tokens),
+            output_tokens=both.output_tokens if held is None else held,
             input_ratio=self._frozen.get(("input_ratio", route), both.input_ratio),
-            samples=both.samples * self._share_left(at),
+            samples=both.samples * share,
+            by_size=both.output_by_size(share) if held is None else {},
         )
 
     def _work_out(self, endpoint: str) -> _Numbers:

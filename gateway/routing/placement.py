@@ -28,7 +28,7 @@ for it: providers charge a tenth to a half for what they have cached, and prefil
 
 
 class Placement:
-    """One decision. `healthy`, `ejected`: in the order of the policies' selections, tier after tier.
+    """One decision. `healthy`: in the order of the policies' selections, tier after tier; `ejected`: as they return.
 
     `judge`: weighs any endpoint by the policy's constraints. Afterwards: `ordered`, with ejected endpoints last;
     `shadows`; `shift`; `judged`: endpoints that were to be put first, were not there, and what was found of them.
@@ -55,6 +55,7 @@ class Placement:
         self._rng = rng
         self._endpoints = endpoints
         self._judge = judge
+        self._hashes: dict[str, int] = {}
 
     def place(self, shifts: Sequence[Shift]) -> None:
         wishes = self._facts.wishes
@@ -114,12 +115,15 @@ class Placement:
         text = self._value_of(self._policy.sticky)
         if text is None or not self.ordered:
             return
-        tier = self.ordered[0].tier
-        pool = [prospect for prospect in self.ordered if prospect.tier == tier]
-        worst = WORTH_STICKING * min([prospect.strain for prospect in pool])
-        pool = [prospect for prospect in pool if prospect.strain <= worst]
+        pool, tier = self.ordered, self.ordered[0].tier
+        if pool[-1].tier != tier:
+            pool = [prospect for prospect in pool if prospect.tier == tier]
+        strains = [prospect.strain for prospect in pool]
+        worst = WORTH_STICKING * min(strains)
+        if max(strains) > worst:
+            pool = [prospect for prospect in pool if prospect.strain <= worst]
         weights = self._policy.weights if self._policy.select == "weighted" else {}
-        chosen = choose_sticky(pool, _bits(f"{self._policy.id}\0{text}"), weights)
+        chosen = choose_sticky(pool, self._hash(self._policy.id, text), weights)
         if chosen is not None:
             self._put_first(chosen, "sticky")
 
@@ -167,7 +171,7 @@ class Placement:
     def _put_first(self, chosen: Prospect, by: str) -> None:
         chosen.placed_by = by
         if not self.ordered or self.ordered[0] is not chosen:
-            self.ordered = [chosen, *(prospect for prospect in self.ordered if prospect is not chosen)]
+            self.ordered = [chosen, *[prospect for prospect in self.ordered if prospect is not chosen]]
 
     def _value_of(self, what: str) -> str | None:
         facts = self._facts
@@ -184,7 +188,15 @@ class Placement:
 
     def _point(self, of: str, text: str | None) -> float:
         """In (0, 1]: always the same for the same text; without one by chance."""
-        return 1.0 - self._rng.random() if text is None else uniform(_bits(f"{of}\0{text}"))
+        return 1.0 - self._rng.random() if text is None else uniform(self._hash(of, text))
+
+    def _hash(self, of: str, text: str) -> int:
+        """64 bits. Most requests need the same ones twice."""
+        both = f"{of}\0{text}"
+        bits = self._hashes.get(both)
+        if bits is None:
+            bits = self._hashes[both] = _bits(both)
+        return bits
 
 
 def seed_of(endpoint_id: str) -> int:

@@ -34,7 +34,8 @@ class Dropped(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """`candidates` in the order in which they are tried; ejected endpoints come last, as the last resort."""
+    """`candidates` in the order in which they are tried; ejected endpoints come last, as the last resort, the first to
+    return before the others."""
 
     route: Route
     policy: Policy

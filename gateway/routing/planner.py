@@ -7,6 +7,7 @@ That is what makes `hatchway explain` and `hatchway simulate` exact: they run th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from random import Random
 
 import msgspec
@@ -26,6 +27,7 @@ _MAX_KINDS = 4096
 """Kinds of requests whose eligible endpoints are remembered; clients can make up new ones."""
 _COUNT_WITHIN = 0.4
 """By which a rough count of input tokens may be wrong, as a share of it."""
+_by_return = attrgetter("tier", "score")
 _SORTS: dict[Sort, Selection] = {"price": by_cost, "throughput": by_throughput, "latency": by_latency}
 
 
@@ -111,14 +113,17 @@ class Planner:
         prices = self._prices if with_costs or chain.needs_costs or _depends_on_price(facts) else None
         weighing = Weighing(facts, outlook, route.name, prices, now, rng)
         targets, provider, dropped = self._narrow(kind, facts)
-        prospects, refused = weighing.weigh(targets)
-        healthy = [prospect for prospect in prospects if not prospect.ejected]
-        ejected = [] if len(healthy) == len(prospects) else [one for one in prospects if one.ejected]
+        healthy, ejected, refused = weighing.weigh(targets)
+        if len(chain.policies) > 1:
+            for prospect in (*healthy, *ejected):
+                if prospect.tier:
+                    prospect.placed_by = "fallback"
+        ejected.sort(key=_by_return)
         placement = Placement(
             chain.policies[0],
             facts,
             _order(healthy, chain, facts, weighing.waited, rng),
-            _order(ejected, chain, facts, weighing.waited, rng),
+            ejected,
             rng,
             endpoints=self._configuration.endpoints,
             judge=lambda id: self._judge(id, chain, kind, facts, provider, weighing),
@@ -252,12 +257,12 @@ class Planner:
             return Dropped(id, *unwished)
         if facts.kept_state is not None and other.endpoint.provider.id != provider:
             return Dropped(id, "kept_state", f"`{facts.kept_state}` is known to another provider")
-        prospects, dropped = weighing.weigh((other,))
-        return prospects[0] if prospects else dropped[0]
+        healthy, ejected, dropped = weighing.weigh((other,))
+        return dropped[0] if dropped else (healthy or ejected)[0]
 
 
 def _order(pool: list[Prospect], chain: _Chain, facts: Facts, waited: float, rng: Random) -> list[Prospect]:
-    """Each policy's endpoints by its own selection, or as the client wishes; those of fallbacks after its own."""
+    """Each policy's endpoints by its own selection, or as the client wishes; those of fallbacks after them."""
     if len(pool) < 2 and len(chain.policies) == 1:
         return pool
     wished = None if facts.wishes is None or facts.wishes.sort is None else _SORTS[facts.wishes.sort]
@@ -270,9 +275,6 @@ def _order(pool: list[Prospect], chain: _Chain, facts: Facts, waited: float, rng
         if part := [prospect for prospect in pool if prospect.tier == tier]:
             (wished or SELECTIONS[policy.select])(part, Asked(policy, waited, rng))
             ordered += part
-    for prospect in ordered:
-        if prospect.tier:
-            prospect.placed_by = "fallback"
     return ordered
 
 

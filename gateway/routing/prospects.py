@@ -133,7 +133,7 @@ class Weighing:
         counted = facts.counted_tokens
         rough = facts.input_tokens if counted is None else counted
         self.input = rough if counted is not None or habits.input_ratio is None else round(rough * habits.input_ratio)
-        self.output = facts.expected_output(habits.output_tokens)
+        self.output = facts.expected_output(habits.output_for(facts.input_tokens))
         self.waited = 0.0 if facts.stream else self.output
         self._room = rough + max(0, facts.output_limit or 0)
         self._facts = facts
@@ -147,8 +147,9 @@ class Weighing:
         if prices is not None:
             prices.turn_to(facts.at)
 
-    def weigh(self, targets: Iterable[Target]) -> tuple[list[Prospect], list[Dropped]]:
-        """Those that may serve, with all that is expected of them, in the order given; and the others."""
+    def weigh(self, targets: Iterable[Target]) -> tuple[list[Prospect], list[Prospect], list[Dropped]]:
+        """Those that may serve, with all that is expected of them; those of them that are ejected, the score being when
+        they return; and those that may not. In the order given."""
         # Half of a decision's time is spent here: what is the same for all is in local names, and why an endpoint may
         # not serve is worked out only where something speaks against it.
         room, tokens, output, waited, now = self._room, self.input, self.output, self.waited, self._now
@@ -156,7 +157,8 @@ class Weighing:
         cards: Mapping[object, PriceCard | None] = {} if prices is None else prices.cards
         budget = math.inf if self._budget is None else self._budget
         is_strict = self._budget is not None or self._price_wishes is not None
-        prospects: list[Prospect] = []
+        healthy: list[Prospect] = []
+        ejected: list[Prospect] = []
         dropped: list[Dropped] = []
         for target in targets:
             id, bounds = target.id, target.bounds
@@ -195,13 +197,14 @@ class Weighing:
                     seconds = ttft * (1.0 + load)
                 elif pace is not None:
                     seconds = (ttft + pace * waited) * (1.0 + load)
-            ejected = state.ejected_until > now
-            if not ejected and state.admitted < 1.0:
-                ejected = self._rng.random() >= state.admitted
-            prospects.append(
-                Prospect(id, target.tier, cost, ttft, pace, seconds, in_flight, load, target.seed, ejected)
-            )
-        return prospects, dropped
+            is_out = state.ejected_until > now or (state.admitted < 1.0 and self._rng.random() >= state.admitted)
+            prospect = Prospect(id, target.tier, cost, ttft, pace, seconds, in_flight, load, target.seed, is_out)
+            if is_out:
+                prospect.score = max(now, state.ejected_until)
+                ejected.append(prospect)
+            else:
+                healthy.append(prospect)
+        return healthy, ejected, dropped
 
     def _why_not(self, target: Target, cost: int | None, card: PriceCard | None, state: EndpointHealth) -> Why | None:
         if self._room > target.window:

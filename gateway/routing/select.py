@@ -114,10 +114,14 @@ def by_balance(pool: list[Prospect], asked: Asked) -> None:
     balance = asked.policy.balance
     weights = [balance.get(name, 0.0) for name in ("cost", "latency", "throughput", "load")]
     nothing = [0.0] * len(pool)
-    dearest = max([prospect.cost for prospect in pool if prospect.cost is not None], default=0)
-    costs = [float(dearest if prospect.cost is None else prospect.cost) for prospect in pool] if weights[0] else nothing
-    times = _expected_seconds(pool, asked) if weights[1] else nothing
+    known = [prospect.cost for prospect in pool if prospect.cost is not None]
+    dearest = max(known, default=0)
+    costs: Sequence[float] = nothing
+    if weights[0]:
+        is_known = len(known) == len(pool)
+        costs = known if is_known else [dearest if one.cost is None else one.cost for one in pool]
     paces = _expected_pace(pool) if weights[2] else nothing
+    times = _expected_seconds(pool, asked, paces) if weights[1] else nothing
     loads = [1.0 + prospect.load for prospect in pool] if weights[3] else nothing
     # What is taken off all of them alike changes no order, so each is only multiplied.
     scale, ratio = [], []
@@ -129,7 +133,7 @@ def by_balance(pool: list[Prospect], asked: Asked) -> None:
     for prospect, cost, time, pace, load in zip(pool, costs, times, paces, loads, strict=True):
         prospect.score = a * cost + b * time + c * pace + d * load
         prospect.strain = e * cost + f * time + g * pace + h * load
-    if weights[0] and dearest:
+    if weights[0] and dearest and len(known) < len(pool):
         for prospect in pool:
             if prospect.cost is None:
                 prospect.score = prospect.strain = math.inf
@@ -151,29 +155,40 @@ def by_weight(pool: list[Prospect], asked: Asked) -> None:
 
 
 def choose_sticky(pool: Sequence[Prospect], key: int, weights: Mapping[str, float]) -> Prospect | None:
-    """Always the same of them for the same `key` (64 bits), whoever else comes or goes. `weights`: 1 where left out.
+    """Always the same of them for the same `key` (64 bits of a hash), whoever else comes or goes. `weights`: 1 where
+    left out.
 
-    Rendezvous hashing with weights: each endpoint draws -ln(u)/w with u made of the key and of itself, and the lowest
-    wins, so that one that leaves gives up only what it had. Source: Thaler and Ravishankar, "Using name-based mappings
-    to increase hit rates", 1998.
+    Rendezvous hashing: each endpoint draws a number made of the key and of itself, and the highest wins, so that one
+    that leaves gives up only what it had. With weights it draws -ln(u)/w, and the lowest wins. Source: Thaler and
+    Ravishankar, "Using name-based mappings to increase hit rates", 1998.
     """
-    best, lowest = None, math.inf
+    best: Prospect | None = None
+    if not weights:
+        highest = -1
+        for prospect in pool:
+            bits = _mixed(key ^ prospect.seed)
+            if bits > highest:
+                best, highest = prospect, bits
+        return best
+    lowest = math.inf
     for prospect in pool:
-        drawn = -uniform(key ^ prospect.seed)  # orders as its logarithm does
-        if weights:
-            weight = weights.get(prospect.endpoint, 1.0)
-            drawn = -math.log(-drawn) / weight if weight > 0 else math.inf
-        if drawn < lowest:
-            best, lowest = prospect, drawn
+        weight = weights.get(prospect.endpoint, 1.0)
+        if weight > 0:
+            drawn = -math.log(uniform(_mixed(key ^ prospect.seed))) / weight
+            if drawn < lowest:
+                best, lowest = prospect, drawn
     return best
 
 
 def uniform(bits: int) -> float:
-    """In (0, 1], spread evenly over all 64-bit numbers: the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast
-    splittable pseudorandom number generators", 2014)."""
-    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return ((bits ^ (bits >> 31)) + 1) / 0x10000000000000000
+    """64 bits of a hash as a number in (0, 1]."""
+    return (bits + 1) / 0x10000000000000000
+
+
+def _mixed(bits: int) -> int:
+    """For two hashes combined by XOR, which alone would order all endpoints alike: Knuth's multiplicative hashing ("The
+    Art of Computer Programming", volume 3, section 6.4)."""
+    return ((bits ^ (bits >> 32)) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
 
 
 def _spread(pool: list[Prospect], rng: Random) -> None:
@@ -193,17 +208,19 @@ def _spread(pool: list[Prospect], rng: Random) -> None:
     pool.insert(0, pool.pop(chosen))
 
 
-def _expected_seconds(pool: Sequence[Prospect], asked: Asked) -> list[float]:
-    """Until the client sees something, with what is not known filled in."""
+def _expected_seconds(pool: Sequence[Prospect], asked: Asked, paces: Sequence[float] = ()) -> list[float]:
+    """Until the client sees something, with what is not known filled in. `paces`: as `_expected_pace`, where they are
+    known already."""
     seconds = [prospect.seconds for prospect in pool]
     if not seconds or min(seconds) >= 0.0:
         return seconds
     usual_ttft = _median([prospect.ttft for prospect in pool if prospect.ttft is not None], OPTIMISTIC_TTFT)
-    paces = _expected_pace(pool) if asked.waited_tokens else ()
+    if asked.waited_tokens and not any(paces):
+        paces = _expected_pace(pool)
     for place, prospect in enumerate(pool):
         if prospect.seconds < 0.0:
             ttft = prospect.ttft if prospect.ttft is not None else usual_ttft * _optimism(prospect)
-            if paces:
+            if asked.waited_tokens:
                 ttft += paces[place] * asked.waited_tokens
             seconds[place] = ttft * (1.0 + prospect.load)
     return seconds

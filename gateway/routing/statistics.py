@@ -19,6 +19,8 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from gateway.types import size_of
+
 RELATIVE_ERROR = 0.05
 _GAMMA = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 _PER_LOG = 1 / math.log(_GAMMA)
@@ -40,6 +42,10 @@ MAX_TOKENS = 10_000_000
 """Of one observation: a provider that reports more is not believed."""
 EVERYTHING = ""
 """The name in `Published.forgotten` that stands for all."""
+MAX_SIZES = 48
+"""Classes of input sizes: `size_of(MAX_TOKENS)` is the last one that can come."""
+DRAWN_BY = 5.0
+"""Requests as whose mean that of all counts in the mean of one class of sizes."""
 MAX_BYTES = 32 * 1024 * 1024
 
 Weight = Annotated[float, Meta(ge=0, le=1e30)]
@@ -195,8 +201,18 @@ class EndpointStatistics(msgspec.Struct, omit_defaults=True):
         self.cached_tokens *= factor
 
 
+class OutputSum(msgspec.Struct, array_like=True):
+    """Output tokens of one choice, over requests of one class of sizes."""
+
+    samples: Weight = 0.0
+    tokens: Weight = 0.0
+
+
 class RouteStatistics(msgspec.Struct, omit_defaults=True):
-    """Sums over the requests of one route, of those alone whose usage the provider reported."""
+    """Sums over the requests of one route, of those alone whose usage the provider reported.
+
+    `by_size`: of their output, by `size_of` the roughly counted input.
+    """
 
     since: Wall
     heard_at: Wall
@@ -205,6 +221,7 @@ class RouteStatistics(msgspec.Struct, omit_defaults=True):
     output_sum: Weight = 0.0  # tokens of one choice
     input_sum: Weight = 0.0  # as reported
     rough_sum: Weight = 0.0  # as counted roughly, of the same requests
+    by_size: Annotated[dict[Annotated[int, Meta(ge=0)], OutputSum], Meta(max_length=MAX_SIZES)] = {}
 
     @property
     def output_tokens(self) -> float | None:
@@ -220,7 +237,11 @@ class RouteStatistics(msgspec.Struct, omit_defaults=True):
         inputs, output = observation.input_tokens, observation.output_tokens
         if output is not None:
             self.output_samples += weight
-            self.output_sum += min(max(output, 0), MAX_TOKENS) / max(observation.choices, 1) * weight
+            tokens = min(max(output, 0), MAX_TOKENS) / max(observation.choices, 1) * weight
+            self.output_sum += tokens
+            alike = self._alike(size_of(min(observation.rough_input_tokens, MAX_TOKENS)))
+            alike.samples += weight
+            alike.tokens += tokens
         if inputs and observation.rough_input_tokens > 0:
             self.input_sum += min(inputs, MAX_TOKENS) * weight
             self.rough_sum += min(observation.rough_input_tokens, MAX_TOKENS) * weight
@@ -233,6 +254,10 @@ class RouteStatistics(msgspec.Struct, omit_defaults=True):
         self.output_sum += other.output_sum * share
         self.input_sum += other.input_sum * share
         self.rough_sum += other.rough_sum * share
+        for size, its in other.by_size.items():
+            alike = self._alike(size)
+            alike.samples += its.samples * share
+            alike.tokens += its.tokens * share
 
     def scale(self, factor: float) -> None:
         self.samples *= factor
@@ -240,6 +265,29 @@ class RouteStatistics(msgspec.Struct, omit_defaults=True):
         self.output_sum *= factor
         self.input_sum *= factor
         self.rough_sum *= factor
+        for alike in self.by_size.values():
+            alike.samples *= factor
+            alike.tokens *= factor
+
+    def output_by_size(self, share: float) -> dict[int, float]:
+        """Mean output of each class of sizes, drawn towards the mean of all as long as it has few requests.
+
+        `share`: what a weight is worth now (`Learned.share_left`).
+        """
+        mean = self.output_tokens
+        if mean is None:
+            return {}
+        return {
+            size: (alike.tokens * share + DRAWN_BY * mean) / (alike.samples * share + DRAWN_BY)
+            for size, alike in self.by_size.items()
+        }
+
+    def _alike(self, size: int) -> OutputSum:
+        size = min(size, MAX_SIZES - 1)
+        found = self.by_size.get(size)
+        if found is None:
+            found = self.by_size[size] = OutputSum()
+        return found
 
 
 class Learned(msgspec.Struct, omit_defaults=True):

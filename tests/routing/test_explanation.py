@@ -52,6 +52,7 @@ EVERYTHING: dict[str, Any] = {
     "prefix": "0123456789abcdef",
     "tags": {"env": "prod"},
     "data_class": "secret",
+    "team_class": "internal",
     "wishes": Wishes(order=("a",), max_price=(Decimal("1.5"), None, None), sort="price"),
     "parameters": frozenset({"seed"}),
     "priority": 7,

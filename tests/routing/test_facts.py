@@ -197,6 +197,8 @@ def test_tags(header: str, tags: dict[str, str]) -> None:
         f"n={'v' * 257}",
         ",".join(f"t{n}=1" for n in range(21)),
         "a=\x01",
+        "hatchway.role=shadow",
+        "Hatchway.Escape=x",
         "a=\x85",
     ],
 )
@@ -219,7 +221,8 @@ def test_bad_tags_name_their_header(header: str) -> None:
 )
 def test_the_class_of_the_data(header: str | None, default: str | None, data_class: str | None) -> None:
     headers = {} if header is None else {"x-hatchway-data-class": header}
-    assert with_headers(headers, team=Team(id="t", data_class=default)).data_class == data_class
+    found = with_headers(headers, team=Team(id="t", data_class=default))
+    assert (found.data_class, found.team_class) == (data_class, default)
 
 
 def test_a_bad_class_names_its_header() -> None:

@@ -15,7 +15,7 @@ from gateway.config.model import Learning
 from gateway.routing.breaker import FORGET_AFTER, OPEN_AFTER, WINDOW
 from gateway.routing.health import CHANGED, PENALTY_TTFT, REFRESH_EVERY, SWEEP_EVERY, HealthBook
 from gateway.routing.statistics import Frozen, Learned, Observation, Published, read_learned
-from gateway.types import EndpointHealth, Outlook, RouteHabits
+from gateway.types import EndpointHealth, Outlook, RouteHabits, size_of
 
 NOW, WALL = 5000.0, 1_700_000_000.0
 """The same moment on both clocks."""
@@ -90,7 +90,12 @@ def test_one_success(worker: Worker) -> None:
         samples=pytest.approx(1.0),
     )
     assert worker.outlook().routes == {
-        "chat": RouteHabits(output_tokens=50.0, input_ratio=pytest.approx(1.25), samples=pytest.approx(1.0))
+        "chat": RouteHabits(
+            output_tokens=50.0,
+            input_ratio=pytest.approx(1.25),
+            samples=pytest.approx(1.0),
+            by_size={size_of(80): pytest.approx(50.0)},
+        )
     }
 
 

@@ -285,6 +285,10 @@ def test_classed_data_goes_only_where_it_may() -> None:
     )
     made = plan(chosen, facts(data_class="card"))
     assert (order(made), reasons(made)) == (["b"], {"a": "data_class", "c": "data_class"})
+    # The team's own class holds beside the one that the request names: a header can narrow, and never widen.
+    made = plan(chosen, facts(data_class="x", team_class="card"))
+    assert (order(made), reasons(made)) == ([], {"a": "data_class", "b": "data_class", "c": "data_class"})
+    assert order(plan(chosen, facts(data_class="health", team_class="card"))) == ["b"]
     assert order(plan(chosen)) == ["a", "b", "c"]
 
 
@@ -369,15 +373,15 @@ def test_kept_state_stays_with_the_policys_provider() -> None:
 # Order
 
 
-def test_ejected_endpoints_come_last_in_the_policys_order() -> None:
+def test_ejected_endpoints_come_last_the_soonest_to_return_first() -> None:
     health = {
-        "a": EndpointHealth(ejected_until=100.1),
+        "a": EndpointHealth(ejected_until=600.0),
         "b": EndpointHealth(ejected_until=100.0),  # just over
         "c": EndpointHealth(ejected_until=500.0),
         "d": EndpointHealth(),
     }
     made = plan(configuration(a={}, b={}, c={}, d={}), health=health)
-    assert order(made) == ["b", "d", "a", "c"]
+    assert order(made) == ["b", "d", "c", "a"]
     assert [candidate.ejected for candidate in made.candidates] == [False, False, True, True]
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from gateway.config.model import Policy, Select
+from gateway.routing.placement import seed_of
 from gateway.routing.select import (
     ALIKE,
     OPTIMISTIC_TTFT,
@@ -41,11 +42,7 @@ def prospect(
     seconds = -1.0
     if ttft is not None and (pace is not None or not waited):
         seconds = (ttft + (pace or 0.0) * waited) * (1.0 + load)
-    return Prospect(name, 0, cost, ttft, pace, seconds, in_flight, load, seed=hash_of(name))
-
-
-def hash_of(name: str) -> int:
-    return int.from_bytes(name.encode().ljust(8, b"-"))
+    return Prospect(name, 0, cost, ttft, pace, seconds, in_flight, load, seed=seed_of(name))
 
 
 def ordered(
@@ -279,17 +276,23 @@ def test_weight_zero_comes_last_in_the_policys_order() -> None:
 # Hashing
 
 
-def test_numbers_made_of_keys_are_spread_evenly() -> None:
-    values = [uniform(number) for number in range(DRAWS)]
-    assert 0.0 < min(values) and max(values) <= 1.0
-    assert uniform(0) > 0.0 and uniform(2**64 - 1) <= 1.0
-    tenths = Counter(int(value * 10) for value in values)
-    assert all(abs(tenths[tenth] / DRAWS - 0.1) < 5 * (0.09 / DRAWS) ** 0.5 for tenth in range(10))
+def test_numbers_made_of_hashes() -> None:
+    assert 0.0 < uniform(0) < 1e-18 and uniform(2**63) == 0.5 and uniform(2**64 - 1) == 1.0
+
+
+@pytest.mark.parametrize("size", [2, 3, 20])
+def test_keys_are_shared_out_evenly(size: int) -> None:
+    pool = [prospect(f"e{number}") for number in range(size)]
+    firsts = Counter(
+        one.endpoint for n in range(6000) if (one := choose_sticky(pool, seed_of(f"k{n}"), {})) is not None
+    )
+    deviation = (6000 / size * (1 - 1 / size)) ** 0.5
+    assert all(abs(firsts[one.endpoint] - 6000 / size) < 5 * deviation for one in pool)
 
 
 def test_the_choice_of_a_key_does_not_depend_on_the_order() -> None:
     pool = [prospect(name) for name in "abcdefg"]
-    for key in range(100):
+    for key in map(seed_of, map(str, range(100))):
         chosen = choose_sticky(pool, key, {})
         assert chosen is not None and choose_sticky(pool[::-1], key, {}) is chosen
         assert choose_sticky([one for one in pool if one is not chosen], key, {}) is not None
@@ -300,7 +303,9 @@ def test_the_choice_of_a_key_does_not_depend_on_the_order() -> None:
 
 def test_keys_are_chosen_in_proportion_to_weights() -> None:
     pool, weights = [prospect(name) for name in "abc"], {"a": 2.0, "b": 1.0, "c": 1.0}
-    firsts = Counter(one.endpoint for key in range(8000) if (one := choose_sticky(pool, key, weights)) is not None)
+    firsts = Counter(
+        one.endpoint for n in range(8000) if (one := choose_sticky(pool, seed_of(f"k{n}"), weights)) is not None
+    )
     for name, weight in weights.items():
         assert abs(firsts[name] / 8000 - weight / 4) < 0.03
 

@@ -15,6 +15,7 @@ from gateway.routing.statistics import (
     MAX_BUCKETS,
     MAX_BYTES,
     MAX_ENTRIES,
+    MAX_SIZES,
     MAX_TOKENS,
     MAX_VALUE,
     MIN_VALUE,
@@ -23,12 +24,15 @@ from gateway.routing.statistics import (
     EndpointStatistics,
     Learned,
     Observation,
+    OutputSum,
     Published,
+    RouteStatistics,
     Sketch,
     forget,
     read_learned,
     read_published,
 )
+from gateway.types import RouteHabits, size_of
 
 HALF_LIFE = 100.0
 NOW = 1_700_000_000.0
@@ -336,3 +340,39 @@ def test_published_comes_back() -> None:
 def test_an_endpoint_without_attempts_has_no_shares() -> None:
     nothing = EndpointStatistics(NOW, NOW)
     assert (nothing.samples, nothing.cache_share, nothing.failure_share) == (0.0, None, 0.0)
+
+
+def sized(rough: int, output: int) -> Observation:
+    return Observation(100.0, "chat", 0.1, None, output, 1, rough, 0, rough, True)
+
+
+def test_output_is_learned_by_the_size_of_the_input() -> None:
+    """A class of sizes with few requests stays near the mean of all; one with many has its own."""
+    route = RouteStatistics(100.0, 100.0)
+    for _ in range(95):
+        route.observe(sized(100, 400), 1.0)
+    route.observe(sized(10_000, 20), 1.0)
+    mean = (95 * 400 + 20) / 96
+    learned = route.output_by_size(1.0)
+    assert learned == {
+        size_of(100): pytest.approx((95 * 400 + 5 * mean) / 100),
+        size_of(10_000): pytest.approx((20 + 5 * mean) / 6),
+    }
+    half = route.output_by_size(0.5)
+    assert half[size_of(10_000)] == pytest.approx((10 + 5 * mean) / 5.5)  # older observations count for less
+    habits = RouteHabits(output_tokens=mean, by_size=learned)
+    assert habits.output_for(99) == learned[size_of(99)]
+    assert habits.output_for(1) == mean  # nothing was seen of that size
+
+
+def test_sizes_are_merged_and_bounded() -> None:
+    one, other = RouteStatistics(100.0, 100.0), RouteStatistics(100.0, 100.0)
+    one.observe(sized(100, 100), 1.0)
+    other.observe(sized(100, 400), 2.0)
+    other.observe(sized(10**9, 7), 1.0)
+    one.merge(other, 0.5)
+    assert one.by_size[size_of(100)] == OutputSum(2.0, 500.0)
+    assert len(one.by_size) == 2 and max(one.by_size) < MAX_SIZES
+    one.scale(0.5)
+    assert one.by_size[size_of(100)] == OutputSum(1.0, 250.0)
+    assert size_of(0) == 0 and size_of(1) == 2 and size_of(3) == 4
