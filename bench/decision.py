@@ -258,9 +258,8 @@ def _row(wall: Sequence[int], cpu: Sequence[int]) -> dict[str, Any]:
 
 
 def _show(name: str, row: dict[str, Any], told: str) -> None:
-    print(
-        f"{name:10} {row['p50_us']:7.1f} {row['p99_us']:7.1f} {row['cpu_p50_us']:8.1f} {row['cpu_p99_us']:8.1f}   {told}"
-    )
+    wall, cpu = f"{row['p50_us']:7.1f} {row['p99_us']:7.1f}", f"{row['cpu_p50_us']:8.1f} {row['cpu_p99_us']:8.1f}"
+    print(f"{name:10} {wall} {cpu}   {told}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     audio_tokens        of the input: `inside` the prompt count, or `outside` it
     prefill             how a chat completion is told to go on with the assistant's last message: `prefix`, `partial`: a
                         field of that message; `continue`: `continue_final_message`; `plain`: it does so unasked;
-                        `none`: it cannot be told. Where it is not certain it is `none`: begun anew, text would be doubled
+                        `none`: it cannot be told, or that is not certain: begun anew, text would be doubled
     vectors             what embeddings in base64 are made of: OpenAI's `float32`, or `int8`, which clients misread
     """
 

@@ -54,7 +54,7 @@ class Likeness:
 
     def best(self, words: Sequence[str]) -> tuple[str | None, float]:
         """The domain that is most alike and its likeness, 0 to 1; of equals, the one whose examples come first."""
-        likeness = self._by_domain(_features(words))
+        likeness = self._by_domain(_features(words)) if self._domains else {}
         if not likeness:
             return None, 0.0
         best = max(likeness, key=lambda domain: likeness[domain])

@@ -170,7 +170,9 @@ def _tags(header: str) -> dict[str, str]:
             hint = f"write `env=prod,app=shop`; names have up to {MAX_TAG_NAME} characters, values {MAX_TAG_VALUE}"
             raise _bad_header(TAGS_HEADER, f"has an item that is no tag\nhint: {hint}")
         if name.lower().startswith(OWN_TAGS):
-            raise _bad_header(TAGS_HEADER, f"has a tag whose name begins with `{OWN_TAGS}`: those are the gateway's own")
+            raise _bad_header(
+                TAGS_HEADER, f"has a tag whose name begins with `{OWN_TAGS}`: those are the gateway's own"
+            )
         tags[name] = value
         if len(tags) > MAX_TAGS:
             raise _bad_header(TAGS_HEADER, f"has more than {MAX_TAGS} tags")

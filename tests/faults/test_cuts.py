@@ -202,12 +202,17 @@ async def test_the_rest_belongs_to_the_same_message(
     assert gateway.metric('hatchway_continuations_total{endpoint="b",outcome="served"}') == 1
 
 
+@pytest.mark.parametrize("ending", ["cut", "error in the same bytes"])
 async def test_a_stream_is_gone_on_with_more_than_once(
-    script_upstream: StartUpstream, start_gateway: StartGateway
+    script_upstream: StartUpstream, start_gateway: StartGateway, ending: str
 ) -> None:
     async def one_more(call: Call) -> None:
         given = call.json["messages"][-1]["content"]
-        await stream_then_cut(CHAT.begin, *CHAT.words(FULL[len(given) : len(given) + 5]))(call)
+        first, last = CHAT.words(FULL[len(given) : len(given) + 3], FULL[len(given) + 3 : len(given) + 5])
+        if ending == "cut":
+            await stream_then_cut(CHAT.begin, first, last)(call)
+        else:
+            await stream_apart(CHAT.begin + first, last + CHAT.error)(call)
 
     upstreams = [
         await script_upstream(stream_then_cut(CHAT.begin, *CHAT.words(TEXTS[0]))),
@@ -219,6 +224,7 @@ async def test_a_stream_is_gone_on_with_more_than_once(
     body = (await ask(gateway)).content
     assert CHAT.text_of_stream(body) == FULL and CHAT.has_ended(body)
     assert [row.status for row in await gateway.settled(3)] == ["error", "error", "ok"]
+    assert upstreams[2].calls[0].json["messages"][-1]["content"] == FULL[: len(TEXTS[0]) + 5]
 
 
 async def test_blanks_that_a_protocol_does_not_take_are_not_doubled(

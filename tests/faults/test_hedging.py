@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from gateway.attempt import HEDGE_LOST, Attempt
 from gateway.config.model import Hedge
-from gateway.hedge import HedgeCosts, wait_before_hedging
+from gateway.hedge import HedgeCosts, race, wait_before_hedging
 from gateway.types import EndpointHealth
 from tests.faults.scripts import FAR, good
 from tests.faults.wires import CHAT, COST, PAIRS
@@ -163,6 +164,35 @@ async def test_a_worker_that_ends_ends_both(script_upstream: StartUpstream, star
         await both[1][0].closed.wait()
     assert {row.status for row in await gateway.settled(2)} == {"cancelled"}
     writer.close()
+
+
+class Stub:
+    """As much of an attempt as a race sees."""
+
+    def __init__(self, begins: asyncio.Event) -> None:
+        self.error_if_cancelled = ""
+        self.ended: list[str] = []
+        self._begins = begins
+
+    async def begin(self) -> None:
+        await self._begins.wait()
+
+    def abandon(self, error_type: str) -> None:
+        self.ended.append(error_type)
+
+
+async def test_of_two_that_begin_in_the_same_moment_one_has_lost() -> None:
+    now = asyncio.Event()
+    stubs = Stub(now), Stub(now)
+    first, second = (cast(Attempt, stub) for stub in stubs)
+
+    def open_second() -> Attempt:
+        asyncio.get_running_loop().call_later(0.01, now.set)
+        return second
+
+    winner, failures = await race(first, 0.01, open_second, lambda attempt, has_company: None)
+    assert (winner, failures) == (first, [])
+    assert (stubs[0].ended, stubs[1].ended) == ([], [HEDGE_LOST])
 
 
 # What it may cost

@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from gateway.pipeline import Pipeline
 from tests.faults.scripts import FAR, good, refusing
 from tests.faults.wires import CHAT, PAIRS, Pair
 from tests.gateway_fixtures import KEY, PATIENCE, Call, Gateway, Script, answer, refuse, stream_then_cut, until
@@ -198,6 +199,49 @@ async def test_the_sdk_raises_what_comes_after_comments(
         with pytest.raises(openai.APIError, match="disconnected"):
             async for _ in chunks:
                 pass
+
+
+async def test_once_there_is_content_there_are_no_more_comments(
+    script_upstream: StartUpstream, start_gateway: StartGateway
+) -> None:
+    async def with_a_pause(call: Call) -> None:
+        await asyncio.sleep(0.25)
+        await call.start_stream()
+        await call.stream(CHAT.begin + CHAT.words("hel")[0])
+        await asyncio.sleep(0.3)
+        await call.stream(CHAT.words("lo")[0] + CHAT.finish() + CHAT.end)
+        await call.end_stream()
+
+    gateway = await start_gateway(
+        PAIR.endpoints(await script_upstream(with_a_pause), timeouts=TIMEOUTS, streaming=SOON)
+    )
+    body = (await ask(gateway, streams=True)).content
+    assert body.startswith(b": keep-alive") and b"keep-alive" not in body[body.index(CHAT.words("hel")[0]) :]
+    assert CHAT.text_of_stream(body) == "hello"
+
+
+async def test_what_has_begun_and_is_not_shown_is_settled(
+    script_upstream: StartUpstream, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong in between: the upstream is let go, and the row says what it has used."""
+    gone = asyncio.Event()
+
+    async def begin_and_hang(call: Call) -> None:
+        await call.start_stream()
+        await call.stream(CHAT.begin + CHAT.words("hel")[0])
+        await call.wait_for_close()
+        gone.set()
+
+    async def fail(self: Pipeline, exchange: object, attempt: object) -> bool:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(Pipeline, "_show", fail)
+    gateway = await start_gateway(PAIR.endpoints(await script_upstream(begin_and_hang), timeouts=TIMEOUTS))
+    assert (await ask(gateway, streams=True)).status_code == 500
+    async with asyncio.timeout(PATIENCE):
+        await gone.wait()
+    row = (await gateway.settled(1))[0]
+    assert (row.status, row.usage_source, row.usage.output_tokens) == ("cancelled", "estimated", 1)
 
 
 async def test_a_whole_answer_gets_no_comments(script_upstream: StartUpstream, start_gateway: StartGateway) -> None:

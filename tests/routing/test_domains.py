@@ -280,6 +280,16 @@ def test_unknown_words_make_a_text_less_known() -> None:
     assert known.unknown == 0.0 and known.ids
     assert 0.0 < half.unknown < unknown.unknown * len(half.ids)
     assert unknown.ids == []
+    # " zzz", three pairs with the edges, " <?>", two pairs of it with the edges; nine pieces of "<zzz>".
+    assert unknown.unknown == pytest.approx(16 * vocabulary.unknown_weight**2)
+
+
+def test_words_of_one_line_stand_for_unknown_ones() -> None:
+    texts = ("red apples", "red apples", "red pears", "red plums")
+    vocabulary = Vocabulary.of([split_words(text) for text in texts], 1000)
+    assert {" <?>", "red <?>", "<?> </s>"} <= set(vocabulary.names)
+    ids = vocabulary.encode(split_words("red zzz")).ids
+    assert {" red", "red <?>", " <?>"} <= {vocabulary.names[id] for id in ids}
 
 
 # The file
@@ -335,6 +345,7 @@ def with_header(**changes: object) -> bytes:
         {"domains": []},
         {"domains": ["a", "a", "b"]},
         {"groups": [3, 2, 1, 0, 0]},
+        {"groups": [1, 0, 2, 2, 3]},
         {"groups": [0, 1, 2, 2, 9]},
         {"groups": [-1, 1, 2, 2, 3]},
         {"groups": []},
@@ -367,6 +378,13 @@ def test_numbers_out_of_range_are_refused(number: float) -> None:
     rest = trained().to_bytes()[len(magic()) + 32 :]
     with pytest.raises(ValueError, match="out of range"):
         DomainClassifier.from_bytes(resealed(rest[:-4] + struct.pack("<f", number)))
+
+
+def test_arrays_end_where_the_header_says() -> None:
+    rest = trained().to_bytes()[len(magic()) + 32 :]
+    for one in (rest + b"\0", rest[:-4]):
+        with pytest.raises(ValueError, match="it (ends early|goes on after its end)"):
+            DomainClassifier.from_bytes(resealed(one))
 
 
 # The threshold

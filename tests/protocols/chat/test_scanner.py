@@ -197,13 +197,18 @@ def test_text_survives_what_cannot_be_read() -> None:
     reader.feed(words("a")[0])
     reader.feed(b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n')
     reader.feed(b'data: {"choices": [{"delta": {"content": "\\ud800"}}]}\n\n')
-    for broken in (b'data: {"choices": [{"delta": {"tool_calls": [' + b"[" * 5000 + b"]}}]}\n\n", b"data: nonsense\n\n"):
+    for broken in (
+        b'data: {"choices": [{"delta": {"tool_calls": [' + b"[" * 5000 + b"]}}]}\n\n",
+        b"data: nonsense\n\n",
+    ):
         with pytest.raises(UpstreamProtocolError):
             reader.feed(broken + words("b")[0])
     assert reader.text() == "abb"
 
 
-@pytest.mark.parametrize("broken", [b"data: nonsense\n\n", b'data: {"choices": [\n\n', b"data: {'a': 1}\n\n", b"data: 1\n\n"])
+@pytest.mark.parametrize(
+    "broken", [b"data: nonsense\n\n", b'data: {"choices": [\n\n', b"data: {'a': 1}\n\n", b"data: 1\n\n"]
+)
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
 def test_a_broken_event_ends_the_stream_after_what_came_before_it(broken: bytes, end: bytes) -> None:
     """Passed on or left out it would lose text, and nobody would know."""
