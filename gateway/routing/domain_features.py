@@ -73,9 +73,6 @@ class Vocabulary:
             strange += others
         return Encoded(ids, strange * self.unknown_weight * self.unknown_weight)
 
-    def knows_any(self, words: Sequence[str]) -> bool:
-        return any(word in self._known_words for word in words)
-
     def _spell(self, word: str) -> tuple[tuple[int, ...], int]:
         """The pieces of a word that are known, and the number of those that are not."""
         found = [self._ids.get(piece) for piece in _pieces(word)]

@@ -21,6 +21,9 @@ MAGIC = b"hatchway domains 1\n"
 MAX_BYTES = 32 * 1024 * 1024
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_DOMAINS, MAX_CLASSES, MAX_FEATURES, MAX_UNITS = 1_000, 10_000, 200_000, 1_024
+MIN_KNOWN = 0.15
+"""Of a text, the part that has to be known (see `Network.logits`): what shares a few letters alone is no match."""
+
 MAX_NUMBER = 1e6
 """Far beyond what training arrives at; with it no judgement overflows."""
 
@@ -61,13 +64,11 @@ class Model:
         self.network, self.scorer, self.calibration, self.learned = network, scorer, calibration, learned
 
     def judge(self, text: str) -> tuple[str, float, bool]:
-        """The best domain, the confidence in it, and whether that is enough: never without a known word."""
-        words = split_words(text)
-        encoded = self.network.vocabulary.encode(words)
-        best, score = self.scorer.score(*self.network.logits(encoded))
+        """The best domain, the confidence in it, and whether that is enough: never below MIN_KNOWN."""
+        logits, known = self.network.logits(self.network.vocabulary.encode(split_words(text)))
+        best, score = self.scorer.score(logits, known)
         confidence = self.calibration.confidence(score)
-        is_enough = confidence > self.calibration.threshold and self.network.vocabulary.knows_any(words)
-        return self.domains[best], confidence, is_enough
+        return self.domains[best], confidence, confidence > self.calibration.threshold and known >= MIN_KNOWN
 
     def to_bytes(self) -> bytes:
         network = self.network

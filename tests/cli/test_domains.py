@@ -119,7 +119,10 @@ def test_a_configuration_that_is_named_must_be_there(home: Path, tmp_path: Path)
 def test_a_test_ends_in_one_json_object(home: Path, tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", ROWS)
     assert run("train", file).exit_code == 0
-    wrong = [{"text": "book a flight to Rome", "domain": "hr"}, {"text": "weather", "domain": None}]
+    wrong = [
+        {"text": "book a flight to Rome", "domain": "hr"},
+        {"text": "what is the weather in Tallinn tomorrow", "domain": None},
+    ]
     done = run("test", lines(tmp_path / "b.jsonl", ROWS + wrong), "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout.splitlines()[-1])

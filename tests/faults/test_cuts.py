@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.faults.scripts import FAR, SOON, good
-from tests.faults.wires import CHAT, MESSAGES, PAIRS, Pair
+from tests.faults.wires import CHAT, MESSAGES, PAIRS, Pair, events_of
 from tests.gateway_fixtures import KEY, PATIENCE, Call, Gateway, Script, Upstream, stream, stream_apart, stream_then_cut
 from tests.pipeline.conftest import StartGateway, StartUpstream
 
@@ -208,7 +208,8 @@ async def test_a_stream_is_gone_on_with_more_than_once(
 ) -> None:
     async def one_more(call: Call) -> None:
         given = call.json["messages"][-1]["content"]
-        first, last = CHAT.words(FULL[len(given) : len(given) + 3], FULL[len(given) + 3 : len(given) + 5])
+        words = CHAT.words(FULL[len(given) : len(given) + 3], FULL[len(given) + 3 : len(given) + 5])
+        first, last = (word.replace(b"chatcmpl-1", b"chatcmpl-2") for word in words)
         if ending == "cut":
             await stream_then_cut(CHAT.begin, first, last)(call)
         else:
@@ -225,6 +226,7 @@ async def test_a_stream_is_gone_on_with_more_than_once(
     assert CHAT.text_of_stream(body) == FULL and CHAT.has_ended(body)
     assert [row.status for row in await gateway.settled(3)] == ["error", "error", "ok"]
     assert upstreams[2].calls[0].json["messages"][-1]["content"] == FULL[: len(TEXTS[0]) + 5]
+    assert {data["id"] for data in events_of(body)} == {"chatcmpl-1"}
 
 
 async def test_blanks_that_a_protocol_does_not_take_are_not_doubled(
