@@ -221,19 +221,28 @@ class Shift(msgspec.Struct, frozen=True):
     shadow_share: float = 0.0
 
 
-class Candidate(msgspec.Struct, frozen=True):
-    """An endpoint that may serve a request. `expected_cost` in USD, `expected_ttft` in seconds; None: unknown.
+COST_UNIT = Decimal(1).scaleb(-12)
+"""USD. Expected costs are compared as whole numbers of it: as exact as a rate of six decimals, and quick."""
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """An endpoint that may serve a request. `cost` in `COST_UNIT`, `expected_ttft` in seconds; None: unknown.
 
     `ejected`: tried only when nothing else is left. `placed_by`: what put it before others, where that was not the
     policy's selection: `canary`, `sticky`, `wish`, `escape`, `fallback`.
     """
 
     endpoint: str
-    expected_cost: Decimal | None
+    cost: int | None
     expected_ttft: float | None
     ejected: bool = False
     expected_seconds_per_token: float | None = None
     placed_by: str | None = None
+
+    @property
+    def expected_cost(self) -> Decimal | None:
+        """In USD."""
+        return None if self.cost is None else (self.cost * COST_UNIT).normalize()
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):

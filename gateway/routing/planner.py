@@ -18,7 +18,7 @@ from gateway.routing.facts import Facts
 from gateway.routing.matching import RouteTable
 from gateway.routing.placement import Placement, seed_of
 from gateway.routing.plan import Dropped, Plan
-from gateway.routing.prospects import UNIT, PriceTable, Quote, Target, Weighing
+from gateway.routing.prospects import PriceTable, Quote, Target, Weighing
 from gateway.routing.select import SELECTIONS, Asked, Prospect, Selection, by_cost, by_latency, by_throughput
 from gateway.routing.wishes import Sort, why_unwished
 from gateway.types import Candidate, Outlook, Shift
@@ -140,7 +140,7 @@ class Planner:
                 [
                     Candidate(
                         one.endpoint,
-                        None if one.cost is None else (one.cost * UNIT).normalize(),
+                        one.cost,
                         one.ttft,
                         one.ejected,
                         one.seconds_per_token,

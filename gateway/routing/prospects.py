@@ -19,16 +19,14 @@ from gateway.routing.facts import Facts
 from gateway.routing.plan import Dropped
 from gateway.routing.select import USUAL_CAPACITY, Prospect
 from gateway.routing.wishes import why_too_dear
-from gateway.types import EndpointHealth, Outlook, PriceCard, RouteHabits
+from gateway.types import COST_UNIT, EndpointHealth, Outlook, PriceCard, RouteHabits
 
 Quote = Callable[[Endpoint, str, float, int], PriceCard | None]
 """Prices of an endpoint by upstream model, time (seconds since the epoch) and input tokens; None: nobody states any.
 As `accounting.prices.PriceBook.quote`."""
 
 UNITS = 10**12
-"""Costs are compared as whole numbers of 10**-12 USD: as exact as a rate of six decimals, and quick."""
-UNIT = Decimal(1).scaleb(-12)
-"""One of them, in USD."""
+"""`COST_UNIT`s in a USD."""
 _MOST = 10**40  # what has no bound of its own stays a number
 _SECONDS = 60.0
 _MAX_CARDS = 4096
@@ -227,7 +225,7 @@ class Weighing:
 
 
 def in_usd(units: int) -> Decimal:
-    return (units * UNIT).normalize()
+    return (units * COST_UNIT).normalize()
 
 
 def _over(bounds: Bounds, cost: int | None, card: PriceCard | None, state: EndpointHealth) -> Why | None:

@@ -102,7 +102,7 @@ def test_hostile_names_are_stored_and_bounded(model: str) -> None:
 def test_a_policy_of_many_endpoints_is_cut_and_stays_readable() -> None:
     plan = msgspec.structs.replace(
         decided(facts()),
-        candidates=tuple(Candidate(f"endpoint-{n}", Decimal(n), 0.1) for n in range(2000)),
+        candidates=tuple(Candidate(f"endpoint-{n}", n * 10**12, 0.1) for n in range(2000)),
         dropped=tuple(Dropped(f"endpoint-{n}", "require", "x" * 1000) for n in range(2000)),
     )
     content = describe_decision(plan, facts(), "req_1")
@@ -131,7 +131,7 @@ def test_a_record_of_an_older_version_is_still_read() -> None:
 
 def test_descriptions_have_plain_digits() -> None:
     plan = msgspec.structs.replace(
-        decided(facts()), candidates=(Candidate("cheap", Decimal("1E-7"), None, True, None, "canary"),)
+        decided(facts()), candidates=(Candidate("cheap", 100_000, None, True, None, "canary"),)
     )
     (candidate,) = describe_plan(plan, facts(), BOTH.endpoints)["candidates"]
     assert candidate == {
@@ -171,7 +171,7 @@ def test_the_header_is_one_line_of_ascii() -> None:
 def test_the_header_is_bounded_and_says_what_is_missing(candidates: int, dropped: int) -> None:
     plan = msgspec.structs.replace(
         decided(facts()),
-        candidates=tuple(Candidate(f"endpoint-{n}", Decimal(n), 0.1) for n in range(candidates)),
+        candidates=tuple(Candidate(f"endpoint-{n}", n * 10**12, 0.1) for n in range(candidates)),
         dropped=tuple(Dropped(f"endpoint-{n}", "require", "x") for n in range(dropped)),
     )
     value = decision_header(plan, facts())
