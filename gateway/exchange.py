@@ -121,7 +121,7 @@ class Exchange:
             (b"x-hatchway-attempts", b"%d" % len(self.attempts)),
         ]
         if endpoint is not None:
-            headers.append((b"x-hatchway-endpoint", endpoint.id.encode()))
+            headers.insert(1, (b"x-hatchway-endpoint", endpoint.id.encode()))
         if self._wants_explanation:
             headers.append((b"x-hatchway-decision", decision_header(self.plan, self.facts)))
         return headers

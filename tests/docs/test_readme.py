@@ -75,7 +75,7 @@ def test_every_configuration_is_valid(block: Block, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     status, lines = check_report(policies, {"OPENAI_API_KEY": "x", "DEEPSEEK_API_KEY": "x", "GROQ_API_KEY": "x"})
     assert status == 0, "\n".join(lines)
-    expected = ("is not set", "not enforced by this version")
+    expected = ("is not set", "is enforced within seconds")
     about_it = [line for line in lines[1:] if "written.yaml" in line and not any(text in line for text in expected)]
     assert about_it == []
 
