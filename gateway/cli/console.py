@@ -35,15 +35,19 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
-class ByteProgress:
-    """A bar on standard error, where that is a terminal; used as `model_store.Progress`."""
+class ProgressBar:
+    """On standard error, where that is a terminal. Called with what is done, how much of it, and of how much.
 
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    `of_bytes`: amounts are shown, as bytes.
+    """
+
+    def __init__(self, *, of_bytes: bool = False) -> None:
+        amount = (DownloadColumn(),) if of_bytes else ()
+        columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
         self._progress = Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True)
         self._task: TaskID | None = None
 
-    def __enter__(self) -> ByteProgress:
+    def __enter__(self) -> ProgressBar:
         self._progress.start()
         return self
 

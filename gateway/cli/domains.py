@@ -12,10 +12,9 @@ from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gateway.cli.console import fail, show, stderr, stdout, warn
+from gateway.cli.console import ProgressBar, fail, show, stderr, stdout, warn
 from gateway.config.document import Document, quoted, read_document
 from gateway.config.model import Domain
 from gateway.config.settings import load_settings
@@ -68,7 +67,7 @@ def train(
     _demand_writable(place)
     began = time.perf_counter()
     try:
-        with _Epochs() as progress:
+        with ProgressBar() as progress:
             classifier = train_classifier(samples, progress=progress)
     except ValueError as error:
         fail(str(error), status=2)
@@ -188,27 +187,6 @@ def _refuse(problem: str, hint: str) -> NoReturn:
 
 
 # Training
-
-
-class _Epochs:
-    """A bar on standard error, where that is a terminal; used as `progress` of the training."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True)
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> _Epochs:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self._task is None:
-            self._task = self._progress.add_task(what, total=total)
-        self._progress.update(self._task, description=what, completed=done, total=total)
 
 
 def _warn_about(samples: Sequence[Sample]) -> None:

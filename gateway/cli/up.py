@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.console import ByteProgress, show
+from gateway.cli.console import ProgressBar, show
 from gateway.config.settings import load_settings
 from gateway.supervisor import Options, Supervisor
 from gateway.telemetry import set_up_log
@@ -24,6 +24,6 @@ def up(
     """Start the gateway in the foreground. SIGTERM or Ctrl-C ends it once open streams have finished."""
     set_up_log("hatchway")
     settings = load_settings(config=config)
-    with ByteProgress() as progress:
+    with ProgressBar(of_bytes=True) as progress:
         supervisor = Supervisor(settings, Options(host, port, workers, engine), show, progress)
         asyncio.run(supervisor.run())

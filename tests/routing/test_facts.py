@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from gateway.config.model import Domain, Team
+from gateway.config.model import Team
 from gateway.errors import InvalidRequest
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
 from gateway.protocols.inbound import MEDIA_TOKENS, Inbound
-from gateway.routing.domains import MAX_CHARACTERS, DomainClassifier
 from gateway.routing.facts import DEFAULT_OUTPUT_TOKENS, MAX_CHOICES, MAX_SESSION, Facts, read_facts
 from gateway.types import Caller
 
@@ -259,38 +258,3 @@ def test_wishes_of_the_body_are_facts() -> None:
     assert read.wishes is not None and read.wishes.only == ("a",)
     assert read.parameters == {"model", "messages", "provider", "temperature"}
     assert facts(provider={"only": ["A"]}, temperature=1).parameters == frozenset()
-
-
-# Domains
-
-DOMAINS = (
-    Domain(id="finance", keywords=("balance sheet", "EBITDA"), examples=("how do I book this invoice",)),
-    Domain(id="law", keywords=("contract",), examples=("is this clause enforceable in court",)),
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "domain"),
-    [
-        ("read this balance sheet", "finance"),
-        ("Read this BALANCE-SHEET!", "finance"),
-        ("the balance of the sheet", None),
-        ("contracts", None),
-        ("a contract", "law"),
-        ("ebitda of the contract's balance sheet", "finance"),  # two keywords against one
-        ("contract ebitda", "finance"),  # a tie: the one defined first
-        ("how do I book an invoice", "finance"),
-        ("is that clause enforceable", "law"),
-        ("what is the weather", None),
-        ("", None),
-        ("!?", None),
-        ("x " * MAX_CHARACTERS + "contract", None),  # only the start is read
-    ],
-)
-def test_domains(text: str, domain: str | None) -> None:
-    assert DomainClassifier(DOMAINS).classify(text) == domain
-
-
-def test_no_domains_is_no_domain() -> None:
-    assert DomainClassifier(()).classify("contract") is None
-    assert DomainClassifier((Domain(id="d", keywords=("",), examples=("",)),)).classify("x") is None
