@@ -54,14 +54,46 @@ Freshness = Literal["static", "live", "real-time"]
 """Whether a model answers from what it was trained on, with searched sources, or with data of this moment; ordered."""
 
 
+Period = Literal["day", "week", "month", "quarter", "year"]
+"""Of a budget: calendar periods in its own time zone; weeks begin on Monday."""
+Role = Literal["key", "admin", "operator", "finance", "developer"]
+"""What a key or a person may do. `key`: an application's, which may only call models."""
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """`hard`: nothing that costs money is begun that might pass it. `zone`: IANA name of the time zone in which its
+    periods begin. `alerts`: shares of it (1 is all of it) at which its owners are told."""
+
+    usd: Decimal
+    per: Period = "month"
+    hard: bool = False
+    zone: str = "UTC"
+    alerts: tuple[Decimal, ...] = (Decimal("0.5"), Decimal("0.8"), Decimal(1))
+
+
+class RateLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """By calendar minute (UTC), over all workers and gateways of one database; None: no limit."""
+
+    requests: int | None = None
+    tokens: int | None = None
+
+
+NO_LIMIT = RateLimit()
+
+
 class Caller(msgspec.Struct, frozen=True):
-    """The identity that pays for a request. `models`: globs of the models it may ask for; empty means all."""
+    """The identity that pays for a request. `models`: globs of the models it may ask for; empty means all. `scopes`:
+    surfaces that it may call; empty means all. `budget` and `limits` are the key's own."""
 
     key_id: str
     team: str
     project: str | None = None
     models: tuple[str, ...] = ()
     is_admin: bool = False
+    scopes: tuple[str, ...] = ()
+    cost_center: str | None = None
+    budget: Budget | None = None
+    limits: RateLimit = NO_LIMIT
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -155,6 +187,11 @@ class UsageEvent(msgspec.Struct, kw_only=True):
     catalog_version: str | None
     tags: dict[str, str] | None = None
     raw_usage: msgspec.Raw | None = None  # the upstream's own usage object, verbatim
+    organisation: str | None = None
+    gateway: str | None = None  # which of several gateways on one database wrote the row
+    service_tier: str | None = None  # the one that was billed, as the provider names it
+    max_cost_usd: Decimal | None = None  # what it may have cost at most, where the cost is not known
+    late_at: datetime | None = None  # set by the database: when it came, its month being closed by then
 
 
 class EndpointHealth(msgspec.Struct, frozen=True):
@@ -253,5 +290,9 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     team: str
     project: str | None = None
     models: tuple[str, ...] = ()
-    role: Literal["key", "admin"] = "key"
+    role: Role = "key"
     expires_at: datetime | None = None
+    scopes: tuple[str, ...] = ()
+    cost_center: str | None = None
+    budget: Budget | None = None
+    limits: RateLimit = NO_LIMIT

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import msgspec
 
 from gateway.config.rows import Dialect, Row
-from gateway.types import Capability, Complexity, Freshness, Rates, WireName
+from gateway.types import NO_LIMIT, Budget, Capability, Complexity, Freshness, RateLimit, Rates, WireName
 
 Select = Literal["cost", "latency", "balanced", "weighted", "priority"]
 
@@ -82,6 +82,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     model: str  # upstream model, or AS_ASKED
     region: str | None = None
     rates: Rates | None = None
+    capacity: Capacity | None = None  # `rates` follow from it
+    max_output_tokens: int | None = None  # of the model
+    account: str | None = None  # that the provider bills
     context_window: int | None = None
     license: str | None = None  # of the model, in lower case, as in `apache-2.0`
     freshness: Freshness | None = None
@@ -245,6 +248,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     canaries: tuple[Canary, ...] = ()
     shadow: Shadow | None = None
     fallback: str | None = None
+    prompts: Prompts | None = None
 
     @property
     def needs_costs(self) -> bool:
@@ -272,25 +276,133 @@ class Allow(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()  # upstream models
 
 
-class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """`hard`: once it is spent, only what costs nothing may serve."""
-
-    usd: Decimal
-    per: Literal["day", "week", "month"] = "month"
-    hard: bool = False
-
-
-class Team(msgspec.Struct, frozen=True, kw_only=True):
-    """`data_class`: of its requests that name none. `priority`: 0 to 9; under load the highest are served first.
-    `weight`: its share of a queue beside other teams of the same priority."""
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one team. What it leaves out is its team's."""
 
     id: str
     cost_center: str | None = None
     budget: Budget | None = None
+    limits: RateLimit = NO_LIMIT
+
+
+class Team(msgspec.Struct, frozen=True, kw_only=True):
+    """`data_class`: of its requests that name none. `priority`: 0 to 9; under load the highest are served first.
+    `weight`: its share of a queue beside other teams of the same priority. `markup`: what chargeback adds to its cost,
+    as a share; None: its organisation's, else the configuration's."""
+
+    id: str
+    organisation: str | None = None
+    cost_center: str | None = None
+    budget: Budget | None = None
+    limits: RateLimit = NO_LIMIT
+    markup: Decimal | None = None
+    projects: Mapping[str, Project] = {}
     data_class: str | None = None
     priority: int = 5
     weight: float = 1.0
     allow: Allow = Allow()
+
+
+class Organisation(msgspec.Struct, frozen=True, kw_only=True):
+    """Teams that belong together."""
+
+    id: str
+    name: str | None = None
+    budget: Budget | None = None
+    markup: Decimal | None = None
+
+
+class CostCenter(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    name: str | None = None
+    budget: Budget | None = None
+
+
+class ModelBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget or a limit of some models, as they are asked for, of whoever asks. `teams`: globs; empty: all."""
+
+    id: str
+    models: tuple[str, ...]  # globs
+    teams: tuple[str, ...] = ()
+    budget: Budget | None = None
+    limits: RateLimit = NO_LIMIT
+
+
+class Alerts(msgspec.Struct, frozen=True, kw_only=True):
+    """Where it is told that a budget reached a threshold, beside log and metrics. `secret` signs the body."""
+
+    webhook: str | None = None
+    secret: Secret | None = None
+
+
+class Contract(msgspec.Struct, frozen=True, kw_only=True):
+    """What was agreed with a provider; it goes before the catalogue. The last that fits holds.
+
+    `price`: replaces the catalogue's rates, in `currency` per million tokens; `discount`: a share taken off them.
+    `uplift`: by region, a share put on the price. `teams`: globs of those it is for; empty: all.
+    """
+
+    id: str
+    provider: str
+    models: tuple[str, ...] = ("*",)  # globs of upstream models
+    endpoints: tuple[str, ...] = ()  # globs; empty: all of the provider
+    teams: tuple[str, ...] = ()
+    service_tiers: tuple[str, ...] = ()  # empty: all
+    since: date | None = None  # both included, UTC
+    until: date | None = None
+    currency: str = "USD"
+    price: Rates | None = None
+    discount: Decimal = Decimal(0)
+    uplift: Mapping[str, Decimal] = {}
+
+
+class Exchange(msgspec.Struct, frozen=True, kw_only=True):
+    """From `since` (UTC; None: always) one unit of the currency is worth `usd`."""
+
+    usd: Decimal
+    since: date | None = None
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine of ours costs by the hour whether or not it is used (USD), and what it can do: tokens a second
+    read and written at full load. `watts` at full load, with `kwh` USD for a kilowatt hour, on top of `hour`."""
+
+    hour: Decimal
+    reads: Decimal
+    writes: Decimal
+    watts: Decimal | None = None
+    kwh: Decimal | None = None
+
+
+class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`on_full`: what happens when the spool cannot be written or is over `max_bytes`: `refuse` new work, or `continue`
+    and raise the alarm. `sync`: seconds between syncs to disk; 0: before each answer's last byte."""
+
+    on_full: Literal["refuse", "continue"] = "refuse"
+    max_bytes: int = 10 * 1024**3
+    sync: float = 0.05
+
+
+class Prompts(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a policy that keeps what was asked and answered. `keep`: seconds; `redact`: kinds of what is blacked out."""
+
+    keep: float
+    redact: tuple[str, ...]
+    what: Literal["prompt", "both"] = "both"
+
+
+class Oidc(msgspec.Struct, frozen=True, kw_only=True):
+    """Who vouches for operators. `roles`: values of the claim `claim` -> role; the first role of ROLES order that fits.
+    `team_claim`: names the team of developers. `client_id`, `client_secret`: of the login page."""
+
+    issuer: str
+    audience: str
+    jwks_uri: str | None = None  # None: from the issuer's discovery document
+    claim: str = "groups"
+    roles: Mapping[str, str] = {}
+    team_claim: str | None = None
+    client_id: str | None = None
+    client_secret: Secret | None = None
 
 
 class Classifier(msgspec.Struct, frozen=True, kw_only=True):
@@ -340,3 +452,12 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     classifier: Classifier = Classifier()
     learning: Learning = Learning()
     decisions: Decisions = Decisions()
+    organisations: Mapping[str, Organisation] = {}
+    cost_centers: Mapping[str, CostCenter] = {}
+    model_budgets: tuple[ModelBudget, ...] = ()
+    alerts: Alerts = Alerts()
+    contracts: tuple[Contract, ...] = ()
+    currencies: Mapping[str, tuple[Exchange, ...]] = {}
+    markup: Decimal = Decimal(0)
+    ledger: LedgerSettings = LedgerSettings()
+    oidc: Oidc | None = None

@@ -6,8 +6,9 @@ from decimal import Decimal
 from typing import Any, cast
 
 from gateway.config.keys import KEYS
-from gateway.config.model import Allow, Budget, Team
+from gateway.config.model import Allow, Team
 from gateway.config.section import Section
+from gateway.types import Budget
 
 PERIODS = ("day", "week", "month")
 MAX_PRIORITY = 9

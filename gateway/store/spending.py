@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Literal
 
 import msgspec
 from sqlalchemy import Column, Engine, Text, and_, func, select, values
 
 from gateway.store.tables import TIME, usage_events
-
-Period = Literal["day", "week", "month"]
+from gateway.types import Period
 
 
 class Spending(msgspec.Struct, frozen=True):
@@ -58,3 +56,7 @@ def period_start(period: Period, now: datetime) -> datetime:
             return day - timedelta(days=day.weekday())
         case "month":
             return day.replace(day=1)
+        case "quarter":
+            return day.replace(month=(day.month - 1) // 3 * 3 + 1, day=1)
+        case "year":
+            return day.replace(month=1, day=1)

@@ -8,6 +8,8 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Computed,
+    Date,
     DateTime,
     Double,
     Index,
@@ -74,6 +76,14 @@ usage_events = Table(
     Column("catalog_version", Text),
     Column("tags", JSONB),
     Column("raw_usage", JSONB),
+    Column("organisation", Text),
+    Column("gateway", Text),
+    Column("service_tier", Text),
+    Column("max_cost_usd", Numeric),
+    # When it came, its month being closed by then: it counts in the month that was open. A trigger sets it.
+    Column("late_at", TIME),
+    Column("booked_at", TIME, Computed("COALESCE(late_at, started_at)", persisted=True)),
+    CheckConstraint("max_cost_usd >= 0 AND max_cost_usd < 'Infinity'", name="max_cost_usd"),
     CheckConstraint("attempt >= 1", name="attempt"),
     CheckConstraint("status IN ('ok', 'error', 'cancelled', 'timeout', 'shed')", name="status"),
     CheckConstraint("usage_source IN ('reported', 'estimated', 'none')", name="usage_source"),
@@ -85,6 +95,180 @@ usage_events = Table(
     Index(None, "started_at"),
     Index(None, "team", "started_at"),
     Index(None, "request_id"),
+    Index(None, "booked_at", postgresql_using="brin"),  # rows come almost in this order: a few pages of index
+)
+
+DIMENSIONS = (
+    *("organisation", "team", "project", "key_id", "cost_center", "route", "policy", "domain", "endpoint", "provider"),
+    *("model", "upstream_model", "region", "service_tier", "status", "usage_source", "price_status"),
+)
+"""What usage is summed up by, hour for hour. In `usage_hours` unknown is the empty text."""
+
+MEASURES = (
+    *("attempts", "requests", "errors", *BUCKETS, "cost_usd", "used", "priced_used", "unpriced", "estimated"),
+    *("max_cost_usd", "ttft_us", "ttft_count", "duration_us", "corrected_usd", "repriced"),
+)
+"""What is summed up. `requests` are first attempts; `used`: attempts that used tokens, `priced_used`: those of them
+with a cost; `max_cost_usd`: of attempts without a cost; times in whole microseconds, so that sums are exact;
+`corrected_usd` and `repriced`: what corrections add, and the attempts that they priced."""
+
+# Sums of `usage_events` and `corrections`, kept by triggers in the transaction that adds the rows: always exact.
+# `group_id` is the MD5 of the dimensions.
+usage_hours = Table(
+    "usage_hours",
+    metadata,
+    Column("hour", TIME, primary_key=True),
+    Column("group_id", Uuid(as_uuid=False), primary_key=True),
+    *(Column(dimension, Text, nullable=False) for dimension in DIMENSIONS),
+    *(Column(measure, Numeric, nullable=False) for measure in MEASURES),
+)
+
+# Changes of cost, which never edit a usage event. `event_id` null: of no single attempt. `amount_usd` is the change;
+# `is_first_price`: the attempt had no cost until now. A correction of a closed month is booked in the open one.
+corrections = Table(
+    "corrections",
+    metadata,
+    Column("correction_id", Uuid(as_uuid=False), primary_key=True),
+    Column("event_id", Uuid(as_uuid=False)),
+    Column("at", TIME, nullable=False, server_default=func.now()),
+    Column("booked_at", TIME, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("amount_usd", Numeric, nullable=False),
+    Column("is_first_price", Boolean, nullable=False, server_default=text("false")),
+    Column("prices", JSONB),
+    Column("catalog_version", Text),
+    *(Column(dimension, Text) for dimension in DIMENSIONS),
+    CheckConstraint("kind IN ('price', 'reconciliation', 'adjustment')", name="kind"),
+    CheckConstraint("amount_usd > '-Infinity' AND amount_usd < 'Infinity'", name="amount_usd"),
+    Index(None, "event_id"),
+    Index(None, "booked_at"),
+)
+
+# Months that finance has closed, by their first day (UTC). No row may be booked in them any more.
+months = Table(
+    "months",
+    metadata,
+    Column("month", Date, primary_key=True),
+    Column("closed_at", TIME, nullable=False, server_default=func.now()),
+    Column("author", Text, nullable=False),
+    Column("manifest", JSONB, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Column("public_key", LargeBinary, nullable=False),
+)
+
+# Price catalogues; the newest approved one is in force.
+catalogues = Table(
+    "catalogues",
+    metadata,
+    Column("version", Text, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("proposed_at", TIME, nullable=False, server_default=func.now()),
+    Column("author", Text, nullable=False),
+    Column("decided_at", TIME),
+    Column("decided_by", Text),
+    Column("body", LargeBinary, nullable=False),  # JSON, compressed by zlib
+    CheckConstraint("state IN ('proposed', 'approved', 'rejected')", name="state"),
+)
+
+# What each worker may spend of an account's budget without asking again. `holder`: gateway and worker process.
+budget_leases = Table(
+    "budget_leases",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("period_start", TIME, primary_key=True),
+    Column("holder", Text, primary_key=True),
+    Column("amount_usd", Numeric, nullable=False),
+    Column("renewed_at", TIME, nullable=False, server_default=func.now()),
+    Column("is_wanted", Boolean, nullable=False, server_default=text("false")),  # others need what is not in use
+    CheckConstraint("amount_usd >= 0", name="amount_usd"),
+)
+
+# Requests and tokens that were given out of a minute's limit.
+rate_windows = Table(
+    "rate_windows",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("minute", TIME, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+)
+
+# Alerts that were sent: each threshold of a period once, whichever gateway saw it first.
+budget_alerts = Table(
+    "budget_alerts",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("period_start", TIME, primary_key=True),
+    Column("threshold", Numeric, primary_key=True),
+    Column("at", TIME, nullable=False, server_default=func.now()),
+    Column("spent_usd", Numeric, nullable=False),
+    Column("limit_usd", Numeric, nullable=False),
+)
+
+# What operators did. Each hash covers its row and the hash before it; nobody changes or deletes rows.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", TIME, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("detail", JSONB, nullable=False),
+    Column("previous", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Index(None, "at"),
+)
+
+# Organisations, teams, projects and cost centres that were written by API; the YAML wins. `id` of a project: TEAM/ID.
+directory = Table(
+    "directory",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("body", JSONB, nullable=False),
+    Column("updated_at", TIME, nullable=False, server_default=func.now()),
+    Column("author", Text, nullable=False),
+    CheckConstraint("kind IN ('organisation', 'team', 'project', 'cost_center')", name="kind"),
+)
+
+# Providers' secrets, encrypted with a key that is not in the database.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("ciphertext", LargeBinary, nullable=False),
+    Column("key_hint", Text, nullable=False),  # which key encrypted it
+    Column("updated_at", TIME, nullable=False, server_default=func.now()),
+    Column("author", Text, nullable=False),
+)
+
+# What was asked and answered, where a policy keeps it.
+prompts = Table(
+    "prompts",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("at", TIME, nullable=False),
+    Column("expires_at", TIME, nullable=False),
+    Column("team", Text, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("body", JSONB, nullable=False),
+    Index(None, "expires_at"),
+)
+
+# Comparisons of the ledger with what providers say.
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("reconciliation_id", Text, primary_key=True),
+    Column("at", TIME, nullable=False, server_default=func.now()),
+    Column("author", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("result", JSONB, nullable=False),
 )
 
 api_keys = Table(
@@ -103,7 +287,16 @@ api_keys = Table(
     Column("created_at", TIME, nullable=False, server_default=func.now()),
     Column("revoked_at", TIME),
     Column("expires_at", TIME),
-    CheckConstraint("role IN ('key', 'admin')", name="role"),
+    Column("scopes", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    Column("cost_center", Text),
+    Column("budget_usd", Numeric),
+    Column("budget_per", Text),
+    Column("budget_hard", Boolean),
+    Column("rpm", BigInteger),
+    Column("tpm", BigInteger),
+    Column("previous_hash", LargeBinary),  # the secret before the last rotation, which still works until then
+    Column("previous_until", TIME),
+    CheckConstraint("role IN ('key', 'admin', 'operator', 'finance', 'developer')", name="role"),
     CheckConstraint("octet_length(secret_hash) = 32", name="secret_hash"),
 )
 

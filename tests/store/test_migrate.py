@@ -20,8 +20,8 @@ from gateway.types import BUCKETS, UsageEvent
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
-NEWEST = "0002"
-TABLES = ["api_keys", "configurations", "decisions", "escapes", "usage_events"]
+NEWEST = "0003"
+TABLES = sorted(metadata.tables)
 NAMES = ", ".join(f"'{name}'" for name in TABLES)
 
 CATALOGUE = f"""
@@ -71,9 +71,9 @@ def test_the_columns_are_the_fields_of_an_event() -> None:
     fields = list(UsageEvent.__struct_fields__)
     at = fields.index("usage")
     expected = [*fields[:at], *BUCKETS, *fields[at + 1 :]]
-    assert sorted(usage_events.c.keys()) == sorted(expected)
+    assert sorted(usage_events.c.keys()) == sorted([*expected, "booked_at"])
     optional = {name for name, kind in UsageEvent.__annotations__.items() if "None" in str(kind)}
-    assert {column.name for column in usage_events.c if column.nullable} == optional
+    assert {column.name for column in usage_events.c if column.nullable} == {*optional, "booked_at"}
 
 
 def test_again_changes_nothing(database: Database) -> None:

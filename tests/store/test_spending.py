@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import delete, event, insert, text
 
 from gateway.budgets import budgets_left
-from gateway.config.model import Budget, Team
+from gateway.config.model import Team
 from gateway.store.database import Database
 from gateway.store.spending import Period, Spending, period_start, spent_by_team
 from gateway.store.tables import usage_events
+from gateway.types import Budget
 
 Event = Callable[..., dict[str, Any]]
 NOW = datetime(2026, 3, 4, 15, 30, tzinfo=UTC)

@@ -215,7 +215,12 @@ def test_the_attempts_of_one_request(database: Database, usage_event: Event) -> 
     found = requests(database.engine, "a")
     assert [row["attempt"] for row in found] == [1, 2]
     for row, written in zip(found, (first, second), strict=True):
-        assert {**dict.fromkeys(usage_events.c.keys()), **written, "raw_usage": row["raw_usage"]} == row
+        assert {
+            **dict.fromkeys(usage_events.c.keys()),
+            **written,
+            "raw_usage": row["raw_usage"],
+            "booked_at": row["started_at"],
+        } == row
     assert found[1]["raw_usage"] == {"cost": Decimal("0.1"), "n": 1}
     assert requests(database.engine, "c") == requests(database.engine, "a\0") == []
 
