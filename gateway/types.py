@@ -179,6 +179,11 @@ class UsageEvent(msgspec.Struct, kw_only=True):
     stream: bool
     ttft_ms: float | None
     duration_ms: float
+    organisation: str | None = None
+    gateway: str | None = None  # which of several gateways on one database wrote the row
+    service_tier: str | None = None  # the one that was billed, as the provider names it
+    max_cost_usd: Decimal | None = None  # what it may have cost at most, where the cost is not known
+    late_at: datetime | None = None  # set by the database: when it came, its month being closed by then
     usage: Usage
     usage_source: UsageSource
     price_status: PriceStatus
@@ -187,11 +192,6 @@ class UsageEvent(msgspec.Struct, kw_only=True):
     catalog_version: str | None
     tags: dict[str, str] | None = None
     raw_usage: msgspec.Raw | None = None  # the upstream's own usage object, verbatim
-    organisation: str | None = None
-    gateway: str | None = None  # which of several gateways on one database wrote the row
-    service_tier: str | None = None  # the one that was billed, as the provider names it
-    max_cost_usd: Decimal | None = None  # what it may have cost at most, where the cost is not known
-    late_at: datetime | None = None  # set by the database: when it came, its month being closed by then
 
 
 class EndpointHealth(msgspec.Struct, frozen=True):
