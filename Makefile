@@ -43,12 +43,12 @@ $(BIN)/python:
 
 $(VENV)/.engine: $(BIN)/python pyproject.toml
 	@echo "installing the gateway and its engine (a few minutes the first time)"
-	@$(PIP) -e '.[engine]'
+	@$(PIP) -e '.[engine,reports]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.engine
 	@echo "installing what the tests need"
-	@$(PIP) -e '.[engine,test]'
+	@$(PIP) -e '.[engine,reports,test]'
 	@touch $@
 
 $(VENV)/.clients: $(BIN)/python tests/clients/node/package-lock.json
