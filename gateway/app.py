@@ -23,15 +23,18 @@ from gateway.admission import Admission
 from gateway.api.application import Application
 from gateway.api.auth import KeyRing
 from gateway.api.http import ClientDisconnected, Receive, Scope, Send, read_body, respond_error
+from gateway.budgets.book import BudgetBook
 from gateway.config.compiler import compile_configuration
 from gateway.config.settings import Settings, environment_variables, load_settings
 from gateway.errors import ConfigError, GatewayError, Unavailable, UpstreamError
 from gateway.ledger.spool import Spool
 from gateway.pipeline import Pipeline
 from gateway.processes import bind_unix, control_socket, create_server, worker_socket
+from gateway.prompts import PromptKeeper
 from gateway.publication import Publication
 from gateway.routing.domains import MODEL_FILE, DomainClassifier
 from gateway.routing.health import HealthBook
+from gateway.secrets import published_stamp
 from gateway.shadow import Shadows
 from gateway.snapshot import Snapshot
 from gateway.telemetry import Metrics, set_up_log
@@ -79,6 +82,13 @@ class ControlPlane:
             _log.warning("an unknown key could not be looked up: %s", error)
             return None
         return msgspec.json.decode(body, type=KeyRecord) if status == 200 else None
+
+    async def ask(self, path: str, body: bytes) -> bytes:
+        """Raises Unavailable, UpstreamError when there is no answer with status 200."""
+        status, _, answer = await self._call(b"POST", path.encode(), b"", body, LOOKUP_SECONDS)
+        if status != 200:
+            raise Unavailable(f"the control plane answered `{path}` with status {status}", code="control_plane")
+        return answer
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -134,12 +144,26 @@ class Worker:
         self.spool = Spool(settings.spool_dir, f"worker-{index}")
         self.health = HealthBook(worker=str(index))
         self.admission = Admission(self.metrics)
-        books = Books(self.spool, self.metrics)
+        books = Books(self.spool, self.metrics, gateway=settings.gateway_name)
         self.shadows = Shadows(self.client, books, self.admission)
         control = ControlPlane(self.client, control_socket(settings.run_dir))
+        self.budgets = BudgetBook(
+            f"{settings.gateway_name}/{self.spool.process}",
+            control.ask,
+            workers=workers,
+            is_spooled=lambda: self.spool.state.held == 0,
+        )
+        self.prompts = PromptKeeper(self.spool.keep, self.metrics)
         self.keys = KeyRing(control.find_key)
         self.pipeline = Pipeline(
-            self._build(), self.client, books, self.health, admission=self.admission, shadows=self.shadows
+            self._build(),
+            self.client,
+            books,
+            self.health,
+            self.budgets,
+            admission=self.admission,
+            shadows=self.shadows,
+            prompts=self.prompts,
         )
         self.metrics.waiting = lambda: self.admission.waiting
         self.metrics.states = lambda: self.health.states(asyncio.get_running_loop().time())
@@ -158,7 +182,7 @@ class Worker:
         """What cannot be taken up leaves the old in force."""
         for names, take_up in (
             ({"keys"}, self._take_up_keys),
-            ({"configuration", "domains"}, self._take_up_configuration),
+            ({"configuration", "domains", "secrets"}, self._take_up_configuration),
             ({"learned"}, self._take_up_learned),
             ({"shifts"}, self._take_up_shifts),
             ({"budgets"}, self._take_up_budgets),
@@ -184,6 +208,7 @@ class Worker:
             "learned": self._publication.learned_stamp(),
             "shifts": self._publication.shifts_stamp(),
             "budgets": self._publication.budgets_stamp(),
+            "secrets": published_stamp(self._settings.home),
             "domains": self._model_file.stat().st_mtime_ns if self._model_file.exists() else 0,
         }
 
@@ -202,7 +227,7 @@ class Worker:
         self.pipeline.shifts = tuple(self._publication.read_shifts())
 
     def _take_up_budgets(self) -> None:
-        self.pipeline.budgets = self._publication.read_budgets()
+        self.budgets.take_up(self._publication.read_budgets())
 
     def _build(self) -> Snapshot:
         configuration = compile_configuration(self._publication.read_document(), environment_variables())
@@ -212,6 +237,7 @@ class Worker:
         self.metrics.configuration(configuration.version)
         self.health.configure(configuration.learning)
         self.admission.configure(configuration, self._workers)
+        self.spool.configure(configuration.ledger, self._workers)
         return snapshot
 
 
@@ -235,13 +261,18 @@ async def serve(settings: Settings, index: int, workers: int, listener: socket.s
     gc.freeze()  # what is loaded now stays: the collector need not look at it again
     try:
         async with asyncio.TaskGroup() as owned:
-            tasks = [owned.create_task(worker.spool.run_sync()), owned.create_task(worker.watch())]
+            tasks = [
+                owned.create_task(worker.spool.run_sync()),
+                owned.create_task(worker.watch()),
+                owned.create_task(worker.budgets.run()),
+            ]
             await server.serve(sockets=[listener, internal])
             for task in tasks:
                 task.cancel()
     finally:
         await worker.shadows.close()
         await worker.client.close()
+        worker.prompts.close()
         worker.spool.close()
 
 

@@ -13,6 +13,7 @@ from decimal import Decimal
 
 from gateway.accounting.entry import NOTHING, UNKNOWN, Charge, Entry
 from gateway.adapters.base import Call, Signer
+from gateway.budgets.book import Reservation
 from gateway.config.model import Endpoint, Streaming, Timeouts
 from gateway.errors import (
     ConnectFailed,
@@ -51,7 +52,8 @@ Judge = Callable[[bytes], Mapping[str, str]]
 class Attempt:
     """`total_at`: loop time at which the whole request must be over. `streams`: the client wants a stream.
 
-    `signer`: what signs the call; None: its headers have all it needs. `on_settled` is called once, when the entry has
+    `signer`: what signs the call; None: its headers have all it needs. `reservation`: the money set aside for it, which
+    is settled with it. `on_settled` is called once, when the entry has
     been settled, with what the attempt cost (USD; None: unknown).
     """
 
@@ -65,6 +67,7 @@ class Attempt:
         streams: bool,
         signer: Signer | None,
         entry: Entry,
+        reservation: Reservation,
         client: UpstreamClient,
         timeouts: Timeouts,
         streaming: Streaming,
@@ -86,6 +89,7 @@ class Attempt:
         self._streams = streams
         self._signer = signer
         self._entry = entry
+        self._reservation = reservation
         self._client = client
         self._timeouts = timeouts
         self._streaming = streaming
@@ -101,6 +105,7 @@ class Attempt:
         self._held = b""  # of a stream that has begun
         self._answer = b""
         self._whole: Charge | None = None
+        self._tier: str | None = None  # the service tier that a whole answer names
 
     # Phases
 
@@ -156,8 +161,9 @@ class Attempt:
             raise
         self.ttft = self._loop.time() - self._sent_at
         self.is_empty = summary.is_empty
+        self._tier = summary.service_tier
         if summary.usage is not None:
-            self._whole = Charge(summary.usage, is_reported=True, raw_usage=summary.raw_usage)
+            self._whole = self._entry.reported(summary.usage, summary.raw_usage, answer=self._answer)
         else:
             self._whole = self._entry.estimate(summary.text, summary.raw_usage)
 
@@ -166,6 +172,7 @@ class Attempt:
         if judge is not None:
             self._entry.tag(judge(self._answer))
         cost = self._settle("ok", self._whole)
+        await self._entry.durable()
         length = (b"content-length", b"%d" % len(self._answer))
         block = [(b"content-type", b"application/json"), length, *headers]
         if cost is not None:
@@ -217,6 +224,7 @@ class Attempt:
         if judge is not None:
             self._entry.tag(judge(last))
         self._settle("ok", self._charge_of_stream(reader))
+        await self._entry.durable()
         await reply.send(last, is_last=True)
         await self._drain(response)
 
@@ -316,7 +324,7 @@ class Attempt:
 
     def _charge_of_stream(self, reader: StreamReader) -> Charge:
         if reader.usage is not None:
-            return Charge(reader.usage, is_reported=True, raw_usage=reader.raw_usage)
+            return self._entry.reported(reader.usage, reader.raw_usage, text=reader.text)
         return self._entry.estimate(reader.text(), reader.raw_usage)
 
     def _charge_of_failure(self, error: UpstreamError) -> Charge:
@@ -344,9 +352,17 @@ class Attempt:
         if self.is_settled:
             return None
         self.is_settled = True
-        self.charge = charge
         self.duration = self._loop.time() - self._sent_at
-        cost = self._entry.settle(status, charge, ttft=self.ttft, duration=self.duration, error_type=error_type)
+        cost = self._entry.settle(
+            status,
+            charge,
+            ttft=self.ttft,
+            duration=self.duration,
+            error_type=error_type,
+            service_tier=self._tier if self._reader is None else self._reader.service_tier,
+        )
+        self.charge = self._entry.charge
+        self._reservation.settle(cost, is_reported=self.charge.is_reported)
         self._on_settled(self, cost)
         return cost
 

@@ -195,6 +195,10 @@ class RestReader:
     def finish_reason(self) -> str | None:
         return self._reader.finish_reason
 
+    @property
+    def service_tier(self) -> str | None:
+        return self._reader.service_tier
+
     def text(self) -> str:
         return self._reader.text()
 

@@ -13,7 +13,6 @@ import logging
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 from time import time
 from typing import Any
@@ -23,24 +22,33 @@ import psycopg
 import uvloop
 from fastapi import FastAPI, Response
 
+from gateway import directory, secrets
 from gateway.api.admin import AdminServices, create_admin_router
+from gateway.api.admin_directory import DirectoryServices
 from gateway.api.admin_escape import EscapeServices
 from gateway.api.admin_http import install_error_handlers
 from gateway.api.admin_learned import LearnedServices
+from gateway.api.admin_months import MonthServices
+from gateway.api.admin_secrets import SecretServices
 from gateway.api.admin_versions import VersionServices
 from gateway.api.internal import InternalServices, create_internal_router
-from gateway.budgets import budgets_left
-from gateway.config.settings import Settings, load_settings
+from gateway.budgets.desk import BudgetDesk
+from gateway.config.settings import Settings, environment_variables, load_settings
 from gateway.errors import StoreError
 from gateway.escape.run import EscapeRunner
 from gateway.governance import Governance
+from gateway.identity.desk import IdentityDesk
 from gateway.learning import LearningDesk
 from gateway.ledger.shipper import Shipped, Shipper, ShipperBusy
 from gateway.processes import bind_unix, control_socket, create_server
 from gateway.publication import Publication
+from gateway.signing import load_signing_key
 from gateway.store.database import Database
 from gateway.store.decisions import purge
+from gateway.store.directory import list_entries
 from gateway.store.keys import active_keys
+from gateway.store.prompts import purge_prompts
+from gateway.store.secrets import read_sealed
 from gateway.telemetry import ControlMetrics, merge_expositions, set_up_log
 from gateway.upstream.client import UpstreamClient
 from gateway.workers import Workers
@@ -51,7 +59,6 @@ KEYS_EVERY = 10.0
 """Keys are republished at once when PostgreSQL says that they changed, and this often in case it could not."""
 NOTIFY_WAIT = 1.0
 LEARN_EVERY = 2.0
-BUDGETS_EVERY = 3.0
 PURGE_EVERY = 3600.0
 DRAIN_SECONDS = 5
 
@@ -61,7 +68,7 @@ _log = logging.getLogger(__name__)
 class ControlPlane:
     """Owns the configuration in force, the shipper and the database."""
 
-    def __init__(self, settings: Settings, database: Database, workers: Workers) -> None:
+    def __init__(self, settings: Settings, database: Database, workers: Workers, client: UpstreamClient) -> None:
         self.settings = settings
         self.database = database
         self.workers = workers
@@ -69,7 +76,6 @@ class ControlPlane:
         self.publication = Publication(settings.home)
         self._shipper = Shipper(settings.spool_dir, database.connect)
         self._ship_lock = asyncio.Lock()
-        self._budgets: dict[str, Decimal] | None = None
         self.governance = Governance(
             settings.config_path, self.publication, database.engine, self.metrics, workers.reload
         )
@@ -82,6 +88,15 @@ class ControlPlane:
             owner=socket.gethostname(),
             is_current=lambda: not self.is_behind,
         )
+        self.budgets = BudgetDesk(
+            database.engine,
+            gateway=settings.gateway_name,
+            spool_dir=settings.spool_dir,
+            flush=self.ship,
+            publish=self.publication.publish_budgets,
+            push=workers.reload,
+        )
+        self.identity = IdentityDesk(client, lambda: self.governance.configuration.oidc)
         self.is_behind = False
         """New rows do not reach the ledger: nothing may be judged by it."""
 
@@ -90,6 +105,7 @@ class ControlPlane:
         async with self._ship_lock:
             shipped = await asyncio.to_thread(self._shipper.ship_once)
         self.metrics.shipped(shipped.rows, shipped.rejected, shipped.pending_bytes)
+        self.metrics.spool_damaged(shipped.damaged)
         return shipped
 
     def close(self) -> None:
@@ -106,7 +122,16 @@ class ControlPlane:
                     _log.error("usage events stay in the spool: %s", error)
                 failed = self.is_behind = True
                 self.metrics.shipping_failed()
+            await self._measure_backlog()
             await asyncio.sleep(SHIP_PAUSE_AFTER_ERROR if failed else SHIP_EVERY)
+
+    async def _measure_backlog(self) -> None:
+        try:
+            backlog = await asyncio.to_thread(self._shipper.backlog)
+        except OSError as error:
+            _log.error("the spool cannot be measured: %s", error)
+            return
+        self.metrics.backlog(backlog.bytes, backlog.seconds, backlog.size)
 
     async def run_learning(self) -> None:
         """Adds up what the workers learn and publishes it; each takes it up by itself within a second."""
@@ -124,31 +149,17 @@ class ControlPlane:
         await self.workers.reload()
         return found
 
-    async def run_budgets(self) -> None:
-        """Publishes what teams with hard budgets have left. While PostgreSQL is away the last word holds."""
-        while True:
-            try:
-                await self._publish_budgets()
-            except (StoreError, OSError) as error:
-                _log.error("what budgets have left cannot be said, the last figures hold: %s", error)
-            await asyncio.sleep(BUDGETS_EVERY)
-
-    async def _publish_budgets(self) -> None:
-        teams = self.governance.configuration.teams
-        left = await asyncio.to_thread(budgets_left, self.database.engine, teams, datetime.now(UTC))
-        if left != self._budgets:
-            self.publication.publish_budgets(left)
-            self._budgets = left
-
     async def run_retention(self) -> None:
-        """Deletes decisions that are older than the configuration keeps them."""
+        """Deletes decisions and prompts that are older than the configuration keeps them."""
         while True:
             await asyncio.sleep(PURGE_EVERY)
-            before = datetime.now(UTC) - timedelta(seconds=self.governance.configuration.decisions.keep)
+            now = datetime.now(UTC)
+            before = now - timedelta(seconds=self.governance.configuration.decisions.keep)
             try:
                 await asyncio.to_thread(purge, self.database.engine, before)
+                await asyncio.to_thread(purge_prompts, self.database.engine, now)
             except StoreError as error:
-                _log.error("old decisions are not deleted yet: %s", error)
+                _log.error("old decisions and prompts are not deleted yet: %s", error)
 
     async def push(self) -> None:
         """Has all workers take up what is published."""
@@ -169,6 +180,8 @@ class ControlPlane:
         try:
             while True:
                 await self.publish_keys()
+                await self.publish_secrets()
+                await self.publish_directory()
                 until = loop.time() + KEYS_EVERY
                 while loop.time() < until and not await asyncio.to_thread(wait_for_notice, connection):
                     pass
@@ -180,6 +193,23 @@ class ControlPlane:
         if records != self._published_keys():
             self.publication.publish_keys(records)
             await self.workers.reload()
+
+    async def publish_secrets(self) -> None:
+        """Ciphertexts: workers decrypt them in memory. Raises StoreError, OSError."""
+        sealed = await asyncio.to_thread(read_sealed, self.database.engine)
+        if secrets.publish(self.settings.home, sealed):
+            await self.governance.refresh()
+
+    async def publish_directory(self) -> None:
+        """What was written by API, beside the YAML. Raises StoreError, OSError."""
+        rows = await asyncio.to_thread(list_entries, self.database.engine)
+        if directory.publish(self.settings.home, [row.entry for row in rows]):
+            await self.governance.refresh()
+
+    def cipher(self) -> secrets.Cipher:
+        """For secrets that are about to be stored. Raises OSError, SecretError."""
+        key = self.settings.secret_key
+        return secrets.Cipher(secrets.ensure_keys(self.settings.home, None if key is None else key.reveal()))
 
     def _published_keys(self) -> list[Any]:
         try:
@@ -204,6 +234,14 @@ def create_control_app(control: ControlPlane) -> FastAPI:
         engine=engine, runner=control.escapes, configuration=lambda: governance.configuration, flush=control.ship
     )
     learned = LearnedServices(status=lambda: control.desk.status(time()), forget=control.forget)
+    people = DirectoryServices(
+        engine,
+        document=lambda: governance.yaml,
+        variables=environment_variables,
+        publish=control.publish_directory,
+    )
+    stored = SecretServices(engine, cipher=control.cipher, publish=control.publish_secrets)
+    months = MonthServices(engine=engine, flush=control.ship, signing_key=lambda: load_signing_key(control.settings))
     app.include_router(
         create_admin_router(
             AdminServices(
@@ -216,6 +254,11 @@ def create_control_app(control: ControlPlane) -> FastAPI:
                 versions=versions,
                 escapes=escapes,
                 learned=learned,
+                identity=control.identity,
+                refused=control.metrics.access_refused,
+                directory=people,
+                secrets=stored,
+                months=months,
             )
         )
     )
@@ -228,6 +271,9 @@ def create_control_app(control: ControlPlane) -> FastAPI:
                 versions=versions,
                 escapes=escapes,
                 learned=learned,
+                budgets=control.budgets,
+                directory=people,
+                secrets=stored,
             )
         )
     )
@@ -261,7 +307,7 @@ async def serve(settings: Settings, worker_count: int) -> None:
     client = UpstreamClient()
     database = await asyncio.to_thread(Database.open, settings.database_url, settings.database_dir)
     try:
-        control = ControlPlane(settings, database, Workers(client, settings.run_dir, worker_count))
+        control = ControlPlane(settings, database, Workers(client, settings.run_dir, worker_count), client)
         server = create_server(create_control_app(control), drain_seconds=DRAIN_SECONDS)
         async with asyncio.TaskGroup() as owned:
             tasks = [
@@ -270,7 +316,7 @@ async def serve(settings: Settings, worker_count: int) -> None:
                 owned.create_task(control.governance.history.run()),
                 owned.create_task(control.run_key_watch()),
                 owned.create_task(control.run_learning()),
-                owned.create_task(control.run_budgets()),
+                owned.create_task(control.budgets.run()),
                 owned.create_task(control.run_retention()),
                 owned.create_task(control.escapes.run()),
             ]

@@ -7,6 +7,7 @@ GatewayError                 what a client is told; carries its HTTP status and 
 ├── PermissionDenied         403  the key may not do this, or policy forbids every endpoint
 ├── NotFound                 404  no such model, no such path
 ├── MethodNotAllowed         405
+├── Conflict                 409  it contradicts what is there
 ├── BodyTooLarge             413
 ├── RateLimited              429  every endpoint is rate-limited
 ├── UpstreamFailed           502  every attempt failed
@@ -86,6 +87,11 @@ class NotFound(GatewayError):
 
 class MethodNotAllowed(GatewayError):
     status = 405
+    type = "invalid_request_error"
+
+
+class Conflict(GatewayError):
+    status = 409
     type = "invalid_request_error"
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from time import time
 
+from msgspec.structs import replace
+
 from gateway.accounting.entry import Context
+from gateway.accounting.rates import total_input
 from gateway.adapters.base import Call
 from gateway.attempt import Attempt, Judge
 from gateway.config.model import Endpoint, Team
 from gateway.continuation import Break, Transcript, can_be_continued
 from gateway.errors import GatewayError, InvalidRequest, UpstreamError
+from gateway.funds import Funds
+from gateway.prompts import Keeping
 from gateway.protocols.inbound import Inbound
 from gateway.reply import Headers, KeepAlive, Reply, WatchedReply
 from gateway.routing.explanation import decision_header, describe_decision
@@ -18,9 +23,10 @@ from gateway.routing.facts import Facts
 from gateway.routing.plan import Plan
 from gateway.routing.refusal import explain_failures, explain_mistake
 from gateway.routing.retry import Agenda, is_told_to_caller
+from gateway.routing.statistics import Observation
 from gateway.shadow import ESCAPE, ROLE, Witness
 from gateway.snapshot import Snapshot
-from gateway.types import Candidate
+from gateway.types import Candidate, Usage
 
 Failures = list[tuple[Endpoint, UpstreamError]]
 
@@ -46,12 +52,16 @@ class Exchange:
         reply: Reply,
         total_at: float,
         wants_explanation: bool,
+        funds: Funds,
+        keeping: Keeping | None = None,
     ) -> None:
         self.plan = plan
         self.facts = facts
         self.context = context
         self.snapshot = snapshot
         self.agenda = agenda
+        self.funds = funds
+        self.keeping = keeping
         self.total_at = total_at
         self.priority = facts.priority
         self.weight = 1.0 if team is None else team.weight
@@ -59,6 +69,8 @@ class Exchange:
         self.attempts: list[Attempt] = []
         self.trying: Endpoint | None = None
         """The endpoint that was asked last: who a reply that begins without content names."""
+        self.unpaid: GatewayError | None = None
+        """Why there is no money for what is left to try."""
         self.unsaid: InvalidRequest | None = None
         """Why an endpoint's protocol has no words for the request."""
         self.broken: Break | None = None
@@ -70,7 +82,7 @@ class Exchange:
         goes_on = streaming.on_failure == "continue" and can_be_continued(inbound)
         self.transcript = Transcript(inbound) if goes_on else None
         self.witness = Witness(inbound) if plan.shadows or plan.shift is not None else None
-        watchers = [watcher.see for watcher in (self.transcript, self.witness) if watcher is not None]
+        watchers = [one.see for one in (self.transcript, self.witness, keeping) if one is not None]
         self.reply: Reply = WatchedReply(reply, watchers) if watchers else reply
         if inbound.wants_stream and streaming.keep_alive is not None:
             self.keep_alive = KeepAlive(reply, streaming.keep_alive, self.headers)
@@ -81,14 +93,25 @@ class Exchange:
 
     @property
     def judge(self) -> Judge | None:
-        return None if self.witness is None else self.witness.tags
+        return None if self.witness is None and self.keeping is None else self._judge
 
-    def open(self, candidate: Candidate) -> Call | None:
-        """What is to be sent; None: this endpoint cannot go on with what broke off. Raises InvalidRequest."""
-        adapter = self.snapshot.adapters[candidate.endpoint]
+    def _judge(self, last: bytes) -> Mapping[str, str]:
+        if self.keeping is not None:
+            self.keeping.keep(last)
+        return {} if self.witness is None else self.witness.tags(last)
+
+    def open(self, candidate: Candidate, limit: int | None) -> Call | None:
+        """What is to be sent; None: this endpoint cannot go on with what broke off. Raises InvalidRequest.
+
+        `limit`: output tokens of each choice that there is money for.
+        """
+        adapter, inbound = self.snapshot.adapters[candidate.endpoint], self.inbound
         if self.broken is None:
-            return adapter.open(self.inbound)
-        return self.broken.open(adapter, self.endpoint(candidate))
+            return adapter.open(inbound if limit is None else inbound.limited(limit))
+        broken = self.broken
+        if limit is not None:
+            broken = replace(broken, inbound=broken.inbound.limited(limit))
+        return broken.open(adapter, self.endpoint(candidate))
 
     def endpoint(self, candidate: Candidate) -> Endpoint:
         return self.snapshot.configuration.endpoints[candidate.endpoint]
@@ -111,6 +134,26 @@ class Exchange:
             tags[ESCAPE] = self.plan.shift.escape_id
         return tags
 
+    def observation(self, attempt: Attempt, ttft: float) -> Observation:
+        """What is learned of an attempt that has served the client. `ttft`: seconds to its first content."""
+        facts, usage = self.facts, attempt.charge.usage or Usage()
+        written = usage.output_tokens + usage.reasoning_tokens + usage.output_audio_tokens
+        speed = None
+        if facts.stream and written > 1:
+            speed = max(0.0, attempt.duration - ttft) / (written - 1)
+        return Observation(
+            wall=time(),
+            route=self.context.route,
+            ttft=ttft,
+            seconds_per_token=speed,
+            output_tokens=written,
+            choices=facts.choices,
+            input_tokens=total_input(usage),
+            cached_tokens=usage.cache_read_tokens,
+            rough_input_tokens=facts.input_tokens,
+            is_reported=attempt.charge.is_reported,
+        )
+
     def headers(self, endpoint: Endpoint | None = None) -> Headers:
         """The gateway's own response headers. `endpoint`: who serves; None: who was asked last."""
         context, endpoint = self.context, endpoint or self.trying
@@ -120,6 +163,7 @@ class Exchange:
             (b"x-hatchway-policy-version", context.policy_version.encode()),
             (b"x-hatchway-attempts", b"%d" % len(self.attempts)),
         ]
+        headers += self.funds.headers()
         if endpoint is not None:
             headers.insert(1, (b"x-hatchway-endpoint", endpoint.id.encode()))
         if self._wants_explanation:

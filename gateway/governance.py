@@ -14,7 +14,8 @@ from gateway.config.compiler import compile_configuration
 from gateway.config.document import Document, read_document
 from gateway.config.model import Configuration
 from gateway.config.settings import environment_variables
-from gateway.errors import ConfigError
+from gateway.directory import read_published, take_in
+from gateway.errors import ConfigError, Conflict
 from gateway.history import (
     History,
     PolicyState,
@@ -51,6 +52,7 @@ class Governance:
         self._metrics = metrics
         self._push = push
         self._changing = asyncio.Lock()
+        self._yaml: Document | None = None
         self._on_disk: Document | None = None
         self._document = publication.read_document()
         self.configuration = compile_configuration(self._document, environment_variables())
@@ -58,6 +60,18 @@ class Governance:
     @property
     def state(self) -> PolicyState:
         return policy_state(self._publication, self._document.version, self._on_disk, self.rejected)
+
+    @property
+    def yaml(self) -> Document:
+        """The YAML on disk alone. Raises Conflict while it is wrong."""
+        if self._yaml is None:
+            raise Conflict("the YAML on disk is wrong\nhint: mend it first", code="configuration_rejected")
+        return self._yaml
+
+    async def refresh(self) -> None:
+        """After the directory or the secrets were published anew."""
+        await self._take_up(is_first=False, author="directory")
+        await self._push()
 
     async def run(self) -> None:
         """Validates a changed configuration and puts it in force; a bad one is reported, the old one stays."""
@@ -85,25 +99,32 @@ class Governance:
             self.history.add(self._document, author, "rollback", note)
         return done
 
-    async def _take_up(self, *, is_first: bool) -> None:
+    async def _take_up(self, *, is_first: bool, author: str | None = None) -> None:
         async with self._changing:
             try:
                 # A hostile file takes seconds to refuse: not on the loop.
-                on_disk = await asyncio.to_thread(read_document, self._path)
-                compile_configuration(on_disk, environment_variables())
+                yaml = await asyncio.to_thread(read_document, self._path)
+                entries = read_published(self._publication.home)
+                merged = await asyncio.to_thread(take_in, yaml, entries, environment_variables())
             except ConfigError as error:
-                self.rejected, self._on_disk = str(error), None
+                self.rejected, self._yaml, self._on_disk = str(error), None, None
                 self._metrics.configuration_rejected(True)
                 _log.error("the changed configuration is wrong, version %s stays:\n%s", self._document.version, error)
                 return
-            self.rejected, self._on_disk = None, on_disk
+            self.rejected, self._yaml, self._on_disk = None, yaml, merged.document
             self._metrics.configuration_rejected(False)
-            document = document_to_publish(self._publication, on_disk)
+            document = document_to_publish(self._publication, merged.document)
             is_new = document.version != self._document.version
+            configuration = merged.configuration
+            if document is not merged.document:
+                configuration = compile_configuration(document, environment_variables())
             if is_new:
-                await self._put_in_force(document, compile_configuration(document, environment_variables()))
+                await self._put_in_force(document, configuration)
+            else:
+                self.configuration = configuration  # a file or a secret may have another value now
             if is_new or is_first:
-                author = await asyncio.to_thread(author_of, self._path)
+                if author is None:
+                    author = await asyncio.to_thread(author_of, self._path)
                 self.history.add(document, author, "file")
 
     async def _put_in_force(self, document: Document, configuration: Configuration) -> None:

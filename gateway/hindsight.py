@@ -18,21 +18,21 @@ from gateway.types import BUCKETS
 _SHOWN = ("attempt", "endpoint", "provider", "upstream_model", "region", "status", "error_type", "stream")
 
 
-def look_up(engine: Engine, request_id: str) -> dict[str, Any] | None:
+def look_up(engine: Engine, request_id: str, *, team: str | None = None) -> dict[str, Any] | None:
     """JSON-ready: `{request_id, decision, attempts}`; None: nothing is known of that request.
 
     `decision` is None where none was kept. Costs are strings of plain digits (None: unknown), times in milliseconds or
-    RFC 3339. Raises `StoreError`.
+    RFC 3339. `team`: what is another team's is as good as not there. Raises `StoreError`.
     """
     content = find_json(engine, request_id)
-    attempts = [_attempt(row) for row in requests(engine, request_id)]
-    if content is None and not attempts:
+    decision = None if content is None else _describe(content)
+    rows = requests(engine, request_id)
+    if team is not None:
+        rows = [row for row in rows if row["team"] == team]
+        decision = decision if decision is not None and decision.get("team") == team else None
+    if decision is None and not rows:
         return None
-    return {
-        "request_id": request_id,
-        "decision": None if content is None else _describe(content),
-        "attempts": attempts,
-    }
+    return {"request_id": request_id, "decision": decision, "attempts": [_attempt(row) for row in rows]}
 
 
 def _describe(content: bytes) -> dict[str, Any]:

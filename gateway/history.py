@@ -27,6 +27,7 @@ from gateway.config.compiler import compile_configuration
 from gateway.config.document import Document
 from gateway.config.model import Configuration
 from gateway.config.settings import environment_variables
+from gateway.config.variables import VARIABLE
 from gateway.difference import diff
 from gateway.errors import ConfigError, InvalidRequest, NotFound, StoreError
 from gateway.publication import Publication
@@ -117,7 +118,7 @@ def printable(text: str, most: int) -> str:
 # Secrets
 
 _SECRET_FIELDS = ("api_key", "access_key_id", "secret_access_key", "session_token")
-_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-([^{}]*))?\}")
+_OTHER_SECRETS = (("alerts", "secret"), ("oidc", "client_secret"))
 _SECRET_NAME = re.compile(r"auth|key|secret|token|cookie|credential|passw|signature|session", re.IGNORECASE)
 _PLAIN_NAME = re.compile(
     r"(?:anthropic|openai)-.*|http-referer|x-title|user-agent|accept.*|content-type", re.IGNORECASE
@@ -141,6 +142,10 @@ def masked(document: Document) -> tuple[bytes, bool]:
             clean = _without_secrets(entry) if isinstance(entry, dict) else entry
             is_complete = is_complete and clean == entry
             data[section][name] = clean
+    for section, field in _OTHER_SECRETS:
+        entry = data.get(section)
+        if isinstance(entry, dict) and field in entry and _holds_literal(entry[field]):
+            data[section], is_complete = {**entry, field: MASK}, False
     return _encode(data), is_complete
 
 
@@ -170,7 +175,7 @@ def _holds_literal(value: Any) -> bool:
 
 def _literal(value: Any) -> str:
     """What of a text is written in the file itself: all but its variables, with their defaults."""
-    return _VARIABLE.sub(lambda match: match[1] or "", str(value)).strip()
+    return VARIABLE.sub(lambda match: match[2] or "", str(value)).strip()
 
 
 # Authors
@@ -281,7 +286,7 @@ def document_to_publish(
     pin = read_pin(publication)
     if pin is None:
         return disk_document
-    if pin.overrides != disk_document.version:
+    if pin.overrides != disk_document.yaml_version:
         publication.publish_pin(None)
         _log.info("the configuration on disk has changed: version %s is no longer pinned", pin.version)
         return disk_document
@@ -327,7 +332,7 @@ async def roll_back(
     else:
         pin = Pin(
             version=document.version,
-            overrides=None if disk_document is None else disk_document.version,
+            overrides=None if disk_document is None else disk_document.yaml_version,
             at=datetime.now(UTC),
             author=printable(author, MAX_AUTHOR),
             document=msgspec.Raw(document.to_json()),
@@ -448,6 +453,6 @@ def states_of(version: str, state: PolicyState | None) -> list[str]:
     if state is None:
         return []
     is_pinned = state.pin is not None and state.pin.version == version
-    on_disk = "overridden" if state.pin is not None and state.pin.overrides == version else "on disk"
+    on_disk = "overridden" if state.pin is not None and not is_pinned else "on disk"
     found = {"in force": state.in_force == version, "pinned": is_pinned, on_disk: state.on_disk == version}
     return [name for name, holds in found.items() if holds]

@@ -20,15 +20,20 @@ from gateway.accounting.prices import total_input
 from gateway.adapters.endpoint import UNSUPPORTED
 from gateway.admission import Admission, Shed
 from gateway.attempt import CLIENT_GONE, HEDGE_LOST, Attempt
+from gateway.budgets.accounts import cost_center_of, organisation_of
+from gateway.budgets.book import BudgetBook, Reservation
+from gateway.budgets.refusals import BudgetReserved, BudgetSpent, BudgetUnavailable
 from gateway.config.model import AS_ASKED
 from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, Unavailable, UpstreamError
 from gateway.exchange import EXPLAIN, Exchange
+from gateway.funds import Funds
 from gateway.hedge import HedgeCosts, race, wait_before_hedging
 from gateway.ledger.spool import SpoolError
+from gateway.prompts import PromptKeeper
 from gateway.protocols.inbound import Inbound
 from gateway.reply import Reply
+from gateway.routing.facts import Facts
 from gateway.routing.health import HealthBook
-from gateway.routing.plan import Plan
 from gateway.routing.refusal import explain_no_candidates
 from gateway.routing.retry import Agenda, counts_against, retry_after
 from gateway.routing.statistics import Observation
@@ -43,8 +48,8 @@ SHED = "overloaded"
 
 
 class Pipeline:
-    """One for each worker. `snapshot`, `shifts` and `budgets` are replaced while requests run; a request keeps what it
-    began with. `budgets`: USD that each team with a hard budget may still spend."""
+    """One for each worker. `snapshot` and `shifts` are replaced while requests run; a request keeps what it began
+    with."""
 
     def __init__(
         self,
@@ -52,16 +57,19 @@ class Pipeline:
         client: UpstreamClient,
         books: Books,
         health: HealthBook,
+        budgets: BudgetBook,
         *,
         admission: Admission | None = None,
         shadows: Shadows | None = None,
+        prompts: PromptKeeper | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.health = health
         self.shifts: Sequence[Shift] = ()
-        self.budgets: Mapping[str, Decimal] = {}
+        self.budgets = budgets
         self.admission = Admission(books.metrics) if admission is None else admission
         self.shadows = Shadows(client, books, self.admission) if shadows is None else shadows
+        self.prompts = PromptKeeper(books.spool.keep, books.metrics) if prompts is None else prompts
         self._client = client
         self._books = books
         self._hedge_costs = HedgeCosts()
@@ -74,51 +82,74 @@ class Pipeline:
         """
         snapshot = self.snapshot
         team = snapshot.configuration.teams.get(caller.team)
-        facts = snapshot.facts(inbound, caller, headers, budget_left=self.budgets.get(caller.team))
+        accounts = self.budgets.accounts(snapshot.configuration, caller, inbound.model)
+        facts = snapshot.facts(inbound, caller, headers, budget_left=self.budgets.left(accounts))
+        tokens = facts.input_tokens + facts.output_tokens
+        windows = self.budgets.windows
+        admitted = windows.try_admit(accounts.limited, tokens) or await windows.admit(accounts.limited, tokens)
+        funds = Funds(self.budgets, accounts, admitted, snapshot.prices, facts, inbound)
         shed: Shed | None = None
         try:
-            weight = 1.0 if team is None else team.weight
-            await self.admission.enter(caller.team, priority=facts.priority, weight=weight)
-        except Shed as error:
-            shed = error
-        try:
-            now = asyncio.get_running_loop().time()
-            outlook = self.health.outlook(now, time())
-            plan = snapshot.plan(
-                facts, caller, outlook=outlook, now=now, rng=self._rng, shifts=self.shifts, inbound=inbound
-            )
-            context = Context(
-                request_id=new_request_id(),
-                inbound=inbound,
-                caller=caller,
-                cost_center=None if team is None else team.cost_center,
-                route=plan.route.name,
-                policy=plan.policy.id,
-                policy_version=plan.policy_version,
-                domain=facts.domain,
-                tags=facts.tags,
-            )
-            total_at = now + plan.policy.timeouts.total
-            reply.due = total_at + SLOW_CLIENT_SECONDS
-            endpoints = snapshot.configuration.endpoints
-            exchange = Exchange(
-                plan=plan,
-                facts=facts,
-                context=context,
-                snapshot=snapshot,
-                team=team,
-                agenda=Agenda(plan.candidates, endpoints, plan.policy.retry, total_at, self._rng),
-                reply=reply,
-                total_at=total_at,
-                wants_explanation=headers.get(EXPLAIN) == b"1",
-            )
             try:
-                return await self._serve(exchange, shed)
+                weight = 1.0 if team is None else team.weight
+                await self.admission.enter(caller.team, priority=facts.priority, weight=weight)
+            except Shed as error:
+                shed = error
+            try:
+                exchange = self._plan(snapshot, facts, inbound, caller, headers, reply, funds)
+                try:
+                    return await self._serve(exchange, shed)
+                finally:
+                    self._close(exchange)
             finally:
-                self._close(exchange)
+                if shed is None:
+                    self.admission.leave()
         finally:
-            if shed is None:
-                self.admission.leave()
+            funds.close()
+
+    def _plan(
+        self,
+        snapshot: Snapshot,
+        facts: Facts,
+        inbound: Inbound,
+        caller: Caller,
+        headers: Mapping[bytes, bytes],
+        reply: Reply,
+        funds: Funds,
+    ) -> Exchange:
+        """Decides where the request may go. Raises GatewayError when the key or the model forbids it."""
+        now, configuration = asyncio.get_running_loop().time(), snapshot.configuration
+        outlook = self.health.outlook(now, time())
+        plan = snapshot.plan(
+            facts, caller, outlook=outlook, now=now, rng=self._rng, shifts=self.shifts, inbound=inbound
+        )
+        context = Context(
+            request_id=new_request_id(),
+            inbound=inbound,
+            caller=caller,
+            cost_center=cost_center_of(configuration, caller),
+            route=plan.route.name,
+            policy=plan.policy.id,
+            policy_version=plan.policy_version,
+            domain=facts.domain,
+            tags=facts.tags,
+            organisation=organisation_of(configuration, caller),
+        )
+        total_at = now + plan.policy.timeouts.total
+        reply.due = total_at + SLOW_CLIENT_SECONDS
+        return Exchange(
+            plan=plan,
+            facts=facts,
+            context=context,
+            snapshot=snapshot,
+            team=configuration.teams.get(caller.team),
+            agenda=Agenda(plan.candidates, configuration.endpoints, plan.policy.retry, total_at, self._rng),
+            reply=reply,
+            total_at=total_at,
+            wants_explanation=headers.get(EXPLAIN) == b"1",
+            funds=funds,
+            keeping=self.prompts.begin(inbound, plan.policy, team=caller.team, request_id=context.request_id),
+        )
 
     async def _serve(self, exchange: Exchange, shed: Shed | None) -> int:
         """Whatever cannot be served is told to the client: by an error event once the reply has started."""
@@ -160,7 +191,7 @@ class Pipeline:
                     break
                 self._note_shed(exchange, candidate)
                 raise
-            attempt = self._open(exchange, candidate)
+            attempt = await self._open_paid(exchange, candidate)
             if attempt is None:
                 continue
             begun = await self._begin(exchange, attempt)
@@ -168,8 +199,9 @@ class Pipeline:
                 return
         if exchange.failures:
             raise exchange.failure()
-        assert exchange.unsaid is not None, "a candidate was tried, or had no words for the request"
-        raise exchange.unsaid
+        refusal = exchange.unpaid or exchange.unsaid
+        assert refusal is not None, "a candidate was tried, was too dear, or had no words for the request"
+        raise refusal
 
     # Turns
 
@@ -192,21 +224,36 @@ class Pipeline:
             due=exchange.total_at,
         )
 
-    def _open(self, exchange: Exchange, candidate: Candidate, *, is_hedge: bool = False) -> Attempt | None:
-        """An attempt, whose slot at the endpoint is taken already. None: the endpoint cannot be asked this."""
+    async def _open_paid(self, exchange: Exchange, candidate: Candidate) -> Attempt | None:
+        """An attempt for which there is money. None: there is none, which `exchange.unpaid` explains, or the endpoint
+        cannot be asked this."""
         try:
-            attempt = self._make_attempt(exchange, candidate, is_hedge=is_hedge)
-        except InvalidRequest as error:
+            reservation = await exchange.funds.reserve(exchange.endpoint(candidate), exchange.total_at)
+        except (BudgetSpent, BudgetReserved, BudgetUnavailable) as error:
             self.admission.leave_endpoint(candidate.endpoint)
-            if error.code != UNSUPPORTED:
-                raise
-            exchange.unsaid = error  # nothing was sent
+            exchange.unpaid = error
             return None
         except BaseException:
             self.admission.leave_endpoint(candidate.endpoint)
             raise
+        return self._open(exchange, candidate, reservation)
+
+    def _open(
+        self, exchange: Exchange, candidate: Candidate, reservation: Reservation, *, is_hedge: bool = False
+    ) -> Attempt | None:
+        """An attempt, whose slot at the endpoint is taken already. None: the endpoint cannot be asked this."""
+        attempt: Attempt | None = None
+        try:
+            attempt = self._make_attempt(exchange, candidate, reservation, is_hedge=is_hedge)
+        except InvalidRequest as error:
+            if error.code != UNSUPPORTED:
+                raise
+            exchange.unsaid = error  # nothing was sent
+        finally:
+            if attempt is None:
+                reservation.release()
+                self.admission.leave_endpoint(candidate.endpoint)
         if attempt is None:
-            self.admission.leave_endpoint(candidate.endpoint)
             return None
         exchange.attempts.append(attempt)
         exchange.trying = attempt.endpoint
@@ -214,8 +261,10 @@ class Pipeline:
         self.health.start(candidate.endpoint)
         return attempt
 
-    def _make_attempt(self, exchange: Exchange, candidate: Candidate, *, is_hedge: bool) -> Attempt | None:
-        call = exchange.open(candidate)
+    def _make_attempt(
+        self, exchange: Exchange, candidate: Candidate, reservation: Reservation, *, is_hedge: bool
+    ) -> Attempt | None:
+        call = exchange.open(candidate, reservation.limit)
         if call is None:
             return None
         endpoint, snapshot, number = exchange.endpoint(candidate), exchange.snapshot, len(exchange.attempts) + 1
@@ -225,6 +274,7 @@ class Pipeline:
                 number,
                 endpoint,
                 snapshot.prices,
+                max_cost=reservation.max_cost,
                 decision=exchange.decision(),
                 tags=exchange.tags(candidate, is_hedge=is_hedge),
             )
@@ -241,15 +291,18 @@ class Pipeline:
             streams=exchange.inbound.wants_stream,
             signer=snapshot.adapters[endpoint.id].signer,
             entry=entry,
+            reservation=reservation,
             client=self._client,
             timeouts=policy.timeouts,
             streaming=policy.streaming,
             total_at=exchange.total_at,
-            on_settled=partial(self._settled, exchange.plan),
+            on_settled=partial(self._settled, exchange),
         )
 
-    def _settled(self, plan: Plan, attempt: Attempt, cost: Decimal | None) -> None:
+    def _settled(self, exchange: Exchange, attempt: Attempt, cost: Decimal | None) -> None:
         """Called once for each attempt that was opened, however it ended."""
+        plan = exchange.plan
+        exchange.funds.count(attempt.charge.usage)
         self.health.finish(attempt.endpoint.id)
         self.admission.leave_endpoint(attempt.endpoint.id)
         if plan.policy.hedge is not None:
@@ -310,8 +363,12 @@ class Pipeline:
             agenda.put_back(candidate)
             return None, None
         attempt = None
-        if self.admission.try_enter_endpoint(candidate.endpoint):
-            attempt = self._open(exchange, candidate, is_hedge=True)
+        reservation = exchange.funds.try_reserve(exchange.endpoint(candidate))
+        if reservation is not None:
+            if self.admission.try_enter_endpoint(candidate.endpoint):
+                attempt = self._open(exchange, candidate, reservation, is_hedge=True)
+            else:
+                reservation.release()
         if attempt is None:
             self._hedge_costs.release(policy.id, reserved, now)
             return None, None
@@ -324,7 +381,8 @@ class Pipeline:
         tokens = plan.input_tokens or facts.input_tokens
         usage = Usage(input_tokens=tokens, output_tokens=plan.output_tokens or facts.output_tokens)
         model = endpoint.upstream_model(facts.model)
-        priced = exchange.snapshot.prices.rates_for(endpoint, model, datetime.now(UTC), tokens)
+        prices, team = exchange.snapshot.prices, facts.team
+        priced = prices.rates_for(endpoint, model, datetime.now(UTC), tokens, team=team)
         return None if priced is None else priced.cost(usage)
 
     def _accept(self, exchange: Exchange, attempt: Attempt, has_company: bool) -> None:
@@ -349,7 +407,9 @@ class Pipeline:
             self._fail(exchange, attempt, error)
             self._break_off(exchange, attempt)
             return False
-        self._observe(exchange, attempt)
+        if attempt.ttft is not None:
+            now = asyncio.get_running_loop().time()
+            self.health.succeed(attempt.endpoint.id, now, exchange.observation(attempt, attempt.ttft))
         if exchange.broken is not None:
             self._books.metrics.continuation(attempt.endpoint.id, "served")
         if exchange.witness is not None:
@@ -381,31 +441,6 @@ class Pipeline:
         if counts_against(error, caller_named_model=attempt.endpoint.model == AS_ASKED):
             self.health.fail(attempt.endpoint.id, now, wall, retry_after=retry_after(error, wall))
 
-    def _observe(self, exchange: Exchange, attempt: Attempt) -> None:
-        if attempt.ttft is None:
-            return
-        facts, usage = exchange.facts, attempt.charge.usage or Usage()
-        written = usage.output_tokens + usage.reasoning_tokens + usage.output_audio_tokens
-        speed = None
-        if facts.stream and written > 1:
-            speed = max(0.0, attempt.duration - attempt.ttft) / (written - 1)
-        self.health.succeed(
-            attempt.endpoint.id,
-            asyncio.get_running_loop().time(),
-            Observation(
-                wall=time(),
-                route=exchange.context.route,
-                ttft=attempt.ttft,
-                seconds_per_token=speed,
-                output_tokens=written,
-                choices=facts.choices,
-                input_tokens=total_input(usage),
-                cached_tokens=usage.cache_read_tokens,
-                rough_input_tokens=facts.input_tokens,
-                is_reported=attempt.charge.is_reported,
-            ),
-        )
-
     # The edges of a request
 
     def _start_shadows(self, exchange: Exchange) -> None:
@@ -419,6 +454,7 @@ class Pipeline:
                     endpoint,
                     exchange.snapshot,
                     exchange.witness,
+                    reservation=exchange.funds.try_reserve(endpoint),
                     timeouts=plan.policy.timeouts,
                     number=number,
                     escape=escape,
@@ -445,6 +481,8 @@ class Pipeline:
             exchange.keep_alive.close()
         for attempt in exchange.attempts:
             attempt.abandon(CLIENT_GONE)
+        error = exchange.failures[-1][1].kind if exchange.failures else CLIENT_GONE
         if exchange.witness is not None:
-            error = exchange.failures[-1][1].kind if exchange.failures else CLIENT_GONE
             exchange.witness.end(error=error)
+        if exchange.keeping is not None:
+            exchange.keeping.keep(error=error)

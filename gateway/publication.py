@@ -8,8 +8,7 @@ the YAML on disk was broken, still serves with them.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,7 +18,6 @@ from gateway.types import KeyRecord, Shift
 
 _decode_keys = msgspec.json.Decoder(list[KeyRecord]).decode
 _decode_shifts = msgspec.json.Decoder(list[Shift]).decode
-_decode_budgets = msgspec.json.Decoder(dict[str, Decimal]).decode
 
 
 class Publication:
@@ -61,12 +59,13 @@ class Publication:
     def read_shifts(self) -> list[Shift]:
         return _decode_shifts(self._shifts.read_bytes()) if self._shifts.exists() else []
 
-    def publish_budgets(self, left: Mapping[str, Decimal]) -> None:
-        """`left`: USD that each team with a hard budget may still spend."""
-        self._replace(self._budgets, msgspec.json.encode(left))
+    def publish_budgets(self, content: bytes) -> None:
+        """What budgets have left, and whose leases are wanted, as `gateway.budgets` writes it."""
+        self._replace(self._budgets, content)
 
-    def read_budgets(self) -> dict[str, Decimal]:
-        return _decode_budgets(self._budgets.read_bytes()) if self._budgets.exists() else {}
+    def read_budgets(self) -> bytes | None:
+        """None: nothing was published yet."""
+        return self._budgets.read_bytes() if self._budgets.exists() else None
 
     def publish_pin(self, content: bytes | None) -> None:
         """What holds a version in force against the YAML on disk, as `gateway.history` writes it; None: nothing."""

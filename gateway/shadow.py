@@ -10,10 +10,10 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from gateway.accounting.entry import NOTHING, UNKNOWN, Books, Charge, Context, Entry
-from gateway.accounting.prices import PriceBook
+from gateway.accounting.entry import NOTHING, UNKNOWN, Books, Charge, Context, Entry, Pricing
 from gateway.adapters.base import Adapter, Call
 from gateway.admission import Admission
+from gateway.budgets.book import Reservation
 from gateway.comparison import VALID, Outcome, compare, read_asked, read_outcome, validity_tag
 from gateway.config.model import Endpoint, Timeouts
 from gateway.errors import ConnectFailed, InvalidRequest, UpstreamError, UpstreamProtocolError, UpstreamStatus
@@ -123,6 +123,7 @@ class Shadows:
         snapshot: Snapshot,
         primary: Witness | None = None,
         *,
+        reservation: Reservation | None,
         timeouts: Timeouts,
         number: int = 0,
         escape: str | None = None,
@@ -131,21 +132,30 @@ class Shadows:
 
         Called just before the request's own first attempt: a task runs when the caller next waits, which is after
         that attempt was sent. Both sides then meet the same moment, and the copy needs no part of the other's fate.
+        `reservation`: the money set aside for it, which ends here or with the copy; None: there is none to be had.
         `primary`: what the copy is compared with. `number`: of the request's copies, from 0. `escape`: the id of the
         escape that wants it.
         """
         adapter = snapshot.adapters.get(endpoint.id)
-        if adapter is None or len(self._tasks) >= MAX_COPIES or not self._admission.try_enter_endpoint(endpoint.id):
+        if (
+            adapter is None
+            or reservation is None
+            or len(self._tasks) >= MAX_COPIES
+            or not self._admission.try_enter_endpoint(endpoint.id)
+        ):
+            if reservation is not None:
+                reservation.release()
             self._books.metrics.shadow(endpoint.id, "skipped")
             return
         tags = {ROLE: "shadow"} if escape is None else {ROLE: "shadow", ESCAPE: escape}
-        copy = _Copy(context, endpoint, adapter, timeouts, self._client, self._books, primary)
+        copy = _Copy(context, endpoint, adapter, timeouts, self._client, self._books, primary, reservation)
         task = asyncio.get_running_loop().create_task(copy.run(FIRST_NUMBER + number, snapshot.prices, tags))
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._end(done, endpoint.id))
+        task.add_done_callback(lambda done: self._end(done, endpoint.id, reservation))
 
-    def _end(self, task: asyncio.Task[None], endpoint: str) -> None:
+    def _end(self, task: asyncio.Task[None], endpoint: str, reservation: Reservation) -> None:
         self._tasks.discard(task)
+        reservation.release()  # of a copy that was not sent; of all others it is settled
         self._admission.leave_endpoint(endpoint)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a copy for `%s` failed here", endpoint, exc_info=error)
@@ -170,7 +180,9 @@ class _Copy:
         client: UpstreamClient,
         books: Books,
         primary: Witness | None,
+        reservation: Reservation,
     ) -> None:
+        self._reservation = reservation
         self._context = context
         self._endpoint = endpoint
         self._adapter = adapter
@@ -187,11 +199,13 @@ class _Copy:
         self._was_accepted = False
         self._reader: StreamReader | None = None
         self._whole: Charge | None = None
+        self._tier: str | None = None
 
-    async def run(self, number: int, prices: PriceBook, tags: Mapping[str, str]) -> None:
+    async def run(self, number: int, prices: Pricing, tags: Mapping[str, str]) -> None:
         metrics = self._books.metrics
         try:
-            call = self._adapter.open(self._context.inbound)
+            limit, inbound = self._reservation.limit, self._context.inbound
+            call = self._adapter.open(inbound if limit is None else inbound.limited(limit))
         except InvalidRequest as error:
             _log.debug("a copy for `%s` cannot be written: %s", self._endpoint.id, error)
             metrics.shadow(self._endpoint.id, "skipped")
@@ -200,7 +214,8 @@ class _Copy:
             metrics.shadow(self._endpoint.id, "skipped")  # answered by the gateway itself: there is nothing to compare
             return
         try:
-            entry = self._books.open(self._context, number, self._endpoint, prices, tags=tags)
+            max_cost = self._reservation.max_cost
+            entry = self._books.open(self._context, number, self._endpoint, prices, max_cost=max_cost, tags=tags)
         except SpoolError as error:
             metrics.spool_error()
             _log.error("a copy for `%s` is not sent, the ledger cannot be written: %s", self._endpoint.id, error)
@@ -240,8 +255,9 @@ class _Copy:
                 shown, summary = call.read_answer(await response.read(MAX_ANSWER_BYTES))
                 self._ttft = self._loop.time() - self._sent_at
                 self._seen.add(shown)
+                self._tier = summary.service_tier
                 if summary.usage is not None:
-                    self._whole = Charge(summary.usage, is_reported=True, raw_usage=summary.raw_usage)
+                    self._whole = entry.reported(summary.usage, summary.raw_usage, answer=shown)
                 else:
                     self._whole = entry.estimate(summary.text, summary.raw_usage)
         finally:
@@ -274,7 +290,9 @@ class _Copy:
             if error != WORKER_STOPPED:
                 entry.tag(await self._judge(duration, error))
         finally:
-            entry.settle(status, charge, ttft=self._ttft, duration=duration, error_type=error)
+            tier = self._tier if self._reader is None else self._reader.service_tier
+            cost = entry.settle(status, charge, ttft=self._ttft, duration=duration, error_type=error, service_tier=tier)
+            self._reservation.settle(cost, is_reported=entry.charge.is_reported)
 
     async def _judge(self, duration: float, error: str | None) -> dict[str, str]:
         outcome = self._seen.outcome(ttft=self._ttft, duration=duration, error=error)
@@ -304,7 +322,7 @@ class _Copy:
         if reader is None:
             return entry.estimate("")
         if reader.usage is not None:
-            return Charge(reader.usage, is_reported=True, raw_usage=reader.raw_usage)
+            return entry.reported(reader.usage, reader.raw_usage, text=reader.text)
         return entry.estimate(reader.text(), reader.raw_usage)
 
 

@@ -12,7 +12,7 @@ from time import time
 import msgspec
 from msgspec.structs import replace
 
-from gateway.accounting.prices import PriceBook
+from gateway.accounting.prices import PriceBook, Prices
 from gateway.adapters.base import Adapter
 from gateway.adapters.registry import build_adapter
 from gateway.config.model import Configuration
@@ -34,7 +34,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     configuration: Configuration
     adapters: Mapping[str, Adapter]  # of the usable endpoints
-    prices: PriceBook
+    prices: Prices
     planner: Planner
     classifier: DomainClassifier | None
     header_names: tuple[tuple[bytes, str], ...]
@@ -54,7 +54,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
         `trained`: the classifier that an operator has trained, if there is one and the configuration wants it.
         """
-        planner = Planner(configuration, prices.quote)
+        agreed = prices.under(configuration)
+        planner = Planner(configuration, agreed.quote)
         names = sorted(planner.header_names | HEADERS)
         if configuration.classifier.model != "trained":
             trained = None
@@ -65,7 +66,7 @@ class Snapshot(msgspec.Struct, frozen=True):
                 for endpoint in configuration.endpoints.values()
                 if endpoint.provider.missing is None
             },
-            prices=prices,
+            prices=agreed,
             planner=planner,
             classifier=build_classifier(configuration.domains, trained) if configuration.domains else None,
             header_names=tuple((name.encode("latin-1", "replace"), name) for name in names),

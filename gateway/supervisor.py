@@ -26,6 +26,7 @@ from gateway.config.compiler import compile_configuration
 from gateway.config.document import Document, read_document
 from gateway.config.model import Configuration, Secret
 from gateway.config.settings import Settings, environment_variables, shipped
+from gateway.directory import read_published, take_in
 from gateway.errors import StoreError, UpstreamError
 from gateway.model_store import BUNDLED, ModelError, ModelStore, Progress
 from gateway.processes import BACKLOG, control_socket, worker_socket
@@ -287,7 +288,8 @@ class Supervisor:
 
 
 def _to_publish(publication: Publication, on_disk: Document) -> Document:
-    """What the YAML on disk says, unless an operator has pinned another version."""
+    """What the YAML on disk and the directory say, unless an operator has pinned another version."""
+    on_disk = take_in(on_disk, read_published(publication.home), environment_variables()).document
     if publication.read_pin() is None:
         return on_disk
     from gateway.history import document_to_publish  # brings the database's libraries: half a second

@@ -22,10 +22,14 @@ from prometheus_client.utils import floatToGoString
 from gateway.types import BUCKETS, Shift, Status, Usage
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+MAX_UNPRICED = 100
+"""Endpoints and models without a price that are told apart."""
+OTHER = "other"
 
 
 class Metrics:
-    """Everything a data-plane worker counts. Label values come from configuration or are fixed, never from clients.
+    """Everything a data-plane worker counts. Label values come from configuration or are fixed, never from clients; but
+    for models without a price, of which there is a bounded number.
 
     Counted in plain integers by the event loop's thread alone, and put into Prometheus' terms only when asked: its
     client's own counters take a lock for each increment.
@@ -41,12 +45,17 @@ class Metrics:
         self._shed: defaultdict[tuple[str], int] = defaultdict(int)
         self._shadows: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._continuations: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._prompts: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._unpriced: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._doubts: defaultdict[tuple[str], int] = defaultdict(int)
         self._in_flight = 0
         self._spool_errors = 0
         self.states: Callable[[], Mapping[str, str]] = dict
         """Asked when metrics are read: the circuit breaker's state of each endpoint."""
         self.waiting: Callable[[], int] = int
         """Likewise: requests that wait for their turn."""
+        self.spool: Callable[[], tuple[bool, int, int]] = lambda: (False, 0, 0)
+        """Likewise: whether the spool is full, the records that wait in memory for it, those that found no room."""
         self._version = ""
 
     def request_started(self) -> None:
@@ -86,6 +95,22 @@ class Metrics:
         """`endpoint`: the one that went on with another's stream."""
         self._continuations[endpoint, outcome] += 1
 
+    def prompt(self, policy: str, outcome: Literal["kept", "failed"]) -> None:
+        """What was asked and answered under a policy that keeps it."""
+        self._prompts[policy, outcome] += 1
+
+    def usage_doubted(self, endpoint: str) -> None:
+        """The upstream's count cannot be true, and an estimate takes its place."""
+        self._doubts[endpoint,] += 1
+
+    def unpriced(self, endpoint: str, model: str) -> bool:
+        """An attempt has usage and no price. Whether it is the first of this model at this endpoint. Clients may invent
+        models: past a bound their attempts are counted as those of `other`, and are not the first."""
+        is_known = (endpoint, model) in self._unpriced
+        is_new = not is_known and len(self._unpriced) < MAX_UNPRICED
+        self._unpriced[endpoint, model if is_known or is_new else OTHER] += 1
+        return is_new
+
     def spool_error(self) -> None:
         self._spool_errors += 1
 
@@ -112,6 +137,12 @@ class Metrics:
         yield _counter(
             "hatchway_tokens", "Tokens counted, by endpoint and bucket", ("endpoint", "bucket"), self._tokens.items()
         )
+        yield _counter(
+            "hatchway_unpriced_attempts",
+            "Attempts with usage that nobody prices, by endpoint and model",
+            ("endpoint", "model"),
+            self._unpriced.items(),
+        )
         ttft = HistogramMetricFamily(
             "hatchway_upstream_ttft_seconds",
             "Request sent to first content (streamed) or whole answer",
@@ -133,6 +164,9 @@ class Metrics:
             ("endpoint", "outcome"),
             self._continuations.items(),
         )
+        yield _counter(
+            "hatchway_prompts", "Requests of policies that keep them", ("policy", "outcome"), self._prompts.items()
+        )
         states = GaugeMetricFamily(
             "hatchway_endpoint_state", "Workers that see the endpoint in this state", labels=("endpoint", "state")
         )
@@ -143,6 +177,13 @@ class Metrics:
         yield GaugeMetricFamily("hatchway_in_flight_requests", "Requests being served", value=self._in_flight)
         yield CounterMetricFamily(
             "hatchway_spool_errors", "Ledger records that could not be written", value=self._spool_errors
+        )
+        is_full, held, lost = self.spool()
+        yield GaugeMetricFamily("hatchway_spool_full", "Workers whose spool takes nothing", value=int(is_full))
+        yield GaugeMetricFamily("hatchway_spool_held", "Ledger records held in memory", value=held)
+        yield CounterMetricFamily("hatchway_spool_lost", "Ledger records that found no room anywhere", value=lost)
+        yield _counter(
+            "hatchway_doubted_usage", "Counts of upstreams that cannot be true", ("endpoint",), self._doubts.items()
         )
         info = GaugeMetricFamily("hatchway_configuration_info", "The configuration in force", labels=("version",))
         info.add_metric((self._version,), 1)
@@ -202,10 +243,36 @@ class ControlMetrics:
         )
         self._failures = Counter("hatchway_ledger_failures", "Times that shipping failed", registry=registry)
         self._pending = Gauge("hatchway_ledger_pending_bytes", "Bytes in the spool not yet shipped", registry=registry)
+        self._pending_seconds = Gauge(
+            "hatchway_ledger_pending_seconds",
+            "Age of the oldest spooled record not yet shipped",
+            registry=registry,
+        )
+        self._spool_bytes = Gauge("hatchway_spool_bytes", "Bytes of all spools, shipped or not", registry=registry)
+        self._damaged = Counter(
+            "hatchway_ledger_damaged", "Places of the spool where lines are missing or misplaced", registry=registry
+        )
         self._bad_configuration = Gauge(
             "hatchway_configuration_rejected", "1 while the configuration on disk is wrong", registry=registry
         )
         self._frozen = Gauge("hatchway_learned_frozen", "Learned numbers frozen because they drift", registry=registry)
+        self._refused = Counter(
+            "hatchway_admin_refused", "Calls of the admin API that were not let in", ("reason",), registry=registry
+        )
+        self._budgets = Gauge(
+            "hatchway_budget_spent_ratio",
+            "Share of a budget that is spent in its current period",
+            ("account",),
+            registry=registry,
+        )
+        self._budget_alerts = Counter(
+            "hatchway_budget_alerts", "Thresholds of budgets that were reached", ("account",), registry=registry
+        )
+        self._stale_leases = Gauge(
+            "hatchway_budget_stale_leases",
+            "Holders of leases that do not renew them",
+            registry=registry,
+        )
         self._shifts = Gauge(
             "hatchway_escape_share",
             "Share of its requests that an escape has moved away from an endpoint",
@@ -218,6 +285,15 @@ class ControlMetrics:
         self._rejected.inc(rejected)
         self._pending.set(pending_bytes)
 
+    def backlog(self, pending_bytes: int, seconds: float, spool_bytes: int) -> None:
+        """What is not shipped: bytes, the age of the oldest of it, and the bytes of all spools."""
+        self._pending.set(pending_bytes)
+        self._pending_seconds.set(seconds)
+        self._spool_bytes.set(spool_bytes)
+
+    def spool_damaged(self, places: int) -> None:
+        self._damaged.inc(places)
+
     def shipping_failed(self) -> None:
         self._failures.inc()
 
@@ -226,6 +302,22 @@ class ControlMetrics:
 
     def frozen(self, count: int) -> None:
         self._frozen.set(count)
+
+    def access_refused(self, reason: str) -> None:
+        """`reason`: the code of the error; there are a few, none from outside."""
+        self._refused.labels(reason).inc()
+
+    def budgets(self, spent: Mapping[str, float]) -> None:
+        """`spent`: by account the share of its budget that is spent in the current period."""
+        self._budgets.clear()
+        for account, share in spent.items():
+            self._budgets.labels(account).set(share)
+
+    def budget_alert(self, account: str) -> None:
+        self._budget_alerts.labels(account).inc()
+
+    def stale_leases(self, count: int) -> None:
+        self._stale_leases.set(count)
 
     def shifted(self, shifts: Sequence[Shift]) -> None:
         self._shifts.clear()

@@ -23,9 +23,11 @@ from gateway.accounting.entry import Books
 from gateway.accounting.prices import PriceBook
 from gateway.api.application import Application
 from gateway.api.auth import KeyRing
+from gateway.budgets.book import BudgetBook
 from gateway.config.compiler import compile_configuration
 from gateway.config.document import Document
 from gateway.config.model import Configuration
+from gateway.errors import Unavailable
 from gateway.ledger.record import read_event, read_line
 from gateway.ledger.spool import Spool
 from gateway.pipeline import Pipeline
@@ -321,7 +323,8 @@ class Gateway:
         self.keys.replace(keys)
         self.health = HealthBook()
         snapshot = Snapshot.build(configuration_of(document), PriceBook(), folder, "hatchway/test")
-        self.pipeline = Pipeline(snapshot, self.upstreams, Books(self.spool, self.metrics), self.health)
+        self.budgets = BudgetBook("test/worker-0", self._ask)
+        self.pipeline = Pipeline(snapshot, self.upstreams, Books(self.spool, self.metrics), self.health, self.budgets)
         self.application = Application(
             self.pipeline, self.keys, self.metrics, forward=self._forward, reload=lambda: None
         )
@@ -332,6 +335,9 @@ class Gateway:
         """Called just before the last part of each answer is handed to the server."""
         self._server: Server = create_server(self._serve, drain_seconds=5)
         self._clients: list[httpx.AsyncClient] = []
+
+    async def _ask(self, path: str, body: bytes) -> bytes:
+        raise Unavailable("there is no control plane here")
 
     async def _find_key(self, digest: str) -> KeyRecord | None:
         self.lookups += 1

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from time import time_ns
+from typing import Protocol
 
 import msgspec
 
-from gateway.accounting.prices import PriceBook, total_input
+from gateway.accounting.plausibility import Asked, doubt, unreadable
+from gateway.accounting.rates import PricedRates, total_input
 from gateway.config.model import Endpoint
+from gateway.config.rows import PLAIN
+from gateway.errors import UpstreamError
+from gateway.ledger.doubts import DOUBT
 from gateway.ledger.record import WORKER_LOST
 from gateway.ledger.spool import Spool, SpoolError
+from gateway.protocols.base import NOT_JSON
 from gateway.protocols.inbound import Inbound
 from gateway.telemetry import Metrics
 from gateway.tokens import count_tokens
@@ -24,21 +31,42 @@ _log = logging.getLogger(__name__)
 _random = random.Random()  # ids need to be unique, not secret
 _LOW_62 = (1 << 62) - 1
 
+_encode_answer = msgspec.json.Encoder().encode
+_decode_answer = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Pricing(Protocol):
+    """Where entries ask for rates: `accounting.prices.Prices`."""
+
+    def rates_for(
+        self,
+        endpoint: Endpoint,
+        upstream_model: str,
+        at: datetime,
+        input_tokens: int,
+        *,
+        team: str | None = None,
+        service_tier: str | None = None,
+    ) -> PricedRates | None: ...
+
 
 class Charge(msgspec.Struct, frozen=True):
     """What an attempt used, as far as it is known.
 
-    `usage` None: the upstream was asked and never answered, so nobody knows what it did.
+    `usage` None: the upstream was asked and never answered, so nobody knows what it did. `text`: all that the model
+    wrote, asked for only where its count is not believed (`Entry.reported`).
     """
 
     usage: Usage | None
     is_reported: bool
     raw_usage: msgspec.Raw | None = None
+    text: Callable[[], str] | None = None
 
 
 NOTHING = Charge(Usage(), is_reported=False)
 """The upstream refused or was never reached: it did no work, and bills none."""
 UNKNOWN = Charge(None, is_reported=False)
+NO_USAGE = Usage()
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -53,28 +81,35 @@ class Context(msgspec.Struct, frozen=True):
     policy_version: str
     domain: str | None
     tags: Mapping[str, str] = {}
+    organisation: str | None = None
 
 
 class Books:
-    """Where entries go: one worker's spool and metrics, and the prices in force."""
+    """Where entries go: one worker's spool and metrics. `gateway`: the name of this one among those that share a
+    database."""
 
-    def __init__(self, spool: Spool, metrics: Metrics) -> None:
+    def __init__(self, spool: Spool, metrics: Metrics, *, gateway: str | None = None) -> None:
         self.spool = spool
         self.metrics = metrics
+        self._gateway = gateway
+        metrics.spool = lambda: spool.state
 
     def open(
         self,
         context: Context,
         attempt: int,
         endpoint: Endpoint,
-        prices: PriceBook,
+        prices: Pricing,
         *,
+        max_cost: Decimal | None = None,
         decision: bytes | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Entry:
         """Writes the entry's first record. Raises SpoolError: then nothing may be sent, it could not be accounted.
 
-        `decision`: that of the request (`routing.explanation`), with its first attempt. `tags`: of this attempt alone.
+        `max_cost`: USD that the attempt may cost at most (None: nobody can tell). It stands on the row until the cost
+        is known. `decision`: that of the request (`routing.explanation`), with its first attempt. `tags`: of this
+        attempt alone.
         """
         all_tags = {**context.tags, **tags} if tags else dict(context.tags)
         now = datetime.now(UTC)
@@ -102,7 +137,10 @@ class Books:
             stream=context.inbound.wants_stream,
             ttft_ms=None,
             duration_ms=0.0,
-            usage=Usage(),
+            organisation=context.organisation,
+            gateway=self._gateway,
+            max_cost_usd=max_cost,
+            usage=NO_USAGE,
             usage_source="none",
             price_status="unpriced",
             cost_usd=None,
@@ -125,9 +163,8 @@ class Books:
 class Entry:
     """Settles exactly once; a second call does nothing."""
 
-    def __init__(
-        self, books: Books, event: UsageEvent, inbound: Inbound, endpoint: Endpoint, prices: PriceBook
-    ) -> None:
+    def __init__(self, books: Books, event: UsageEvent, inbound: Inbound, endpoint: Endpoint, prices: Pricing) -> None:
+        self.charge: Charge = UNKNOWN  # what it was settled with, as far as it was believed
         self._books = books
         self._event = event
         self._inbound = inbound
@@ -148,24 +185,46 @@ class Entry:
         )
         return Charge(usage, is_reported=False, raw_usage=raw_usage)
 
-    def settle(
-        self, status: Status, charge: Charge, *, ttft: float | None, duration: float, error_type: str | None = None
-    ) -> Decimal | None:
-        """Prices the charge and writes the row. Seconds in, cost in USD out (None: unknown).
+    def reported(
+        self, usage: Usage, raw_usage: msgspec.Raw | None, *, answer: bytes = b"", text: Callable[[], str] | None = None
+    ) -> Charge:
+        """What the upstream says it used. Should that not be believed, the output is counted in what it wrote: `text`
+        of a stream, or the whole `answer` as the client gets it."""
+        if text is None and answer:
+            text = partial(self._text_of, answer)
+        return Charge(usage, is_reported=True, raw_usage=raw_usage, text=text)
 
-        A disk that refuses the row does not take the client's answer away: the loss is logged and counted.
+    def settle(
+        self,
+        status: Status,
+        charge: Charge,
+        *,
+        ttft: float | None,
+        duration: float,
+        error_type: str | None = None,
+        service_tier: str | None = None,
+    ) -> Decimal | None:
+        """Prices the charge and writes the row. Seconds in, cost in USD out (None: unknown). `service_tier`: the one
+        that the upstream says it billed.
+
+        A disk that refuses the row does not take the client's answer away: what cannot be kept is logged and counted.
         """
         if self.is_settled:
             return self._event.cost_usd
         self.is_settled = True
         event = self._event
+        self.charge = charge = self._judge(status, charge)
+        duration = max(0.0, duration)
         event.status = status
         event.error_type = error_type
-        event.ended_at = datetime.now(UTC)
+        event.ended_at = event.started_at + timedelta(seconds=duration)  # the clock may have been set meanwhile
         event.ttft_ms = None if ttft is None else round(ttft * 1000, 3)
         event.duration_ms = round(duration * 1000, 3)
         event.raw_usage = charge.raw_usage
+        event.service_tier = service_tier
         self._price(charge)
+        if event.cost_usd is not None:
+            event.max_cost_usd = None
         try:
             self._books.spool.settle(event)
         except SpoolError as error:
@@ -173,6 +232,53 @@ class Entry:
             _log.error("usage event %s of request %s is not recorded: %s", event.event_id, event.request_id, error)
         self._books.metrics.attempt(event.endpoint, status, charge.usage, ttft)
         return event.cost_usd
+
+    async def durable(self) -> None:
+        """After `settle`, before the answer's last byte: waits for the disk, where the configuration says so."""
+        try:
+            await self._books.spool.durable()
+        except SpoolError as error:
+            self._books.metrics.spool_error()
+            _log.error("usage event %s may not outlive a power cut: %s", self._event.event_id, error)
+
+    def _judge(self, status: Status, charge: Charge) -> Charge:
+        """The charge, or an estimate in its place where the upstream's count cannot be true."""
+        usage, raw = charge.usage, charge.raw_usage
+        if charge.is_reported and usage is not None:
+            view = self._inbound.view
+            asked = Asked(len(self._inbound.body), view.output_limit, view.choices, self._is_open_ended)
+            reason = doubt(usage, raw, asked)
+            if reason is None:
+                return charge
+            charge = self.estimate("" if charge.text is None else charge.text(), raw)
+        elif status == "ok" and raw is not None:
+            reason = unreadable(raw)
+        else:
+            return charge
+        self.tag({DOUBT: reason})
+        self._books.metrics.usage_doubted(self._event.endpoint)
+        _log.warning(
+            "endpoint `%s` counted what cannot be true for request %s, which is estimated: %s",
+            self._event.endpoint,
+            self._event.request_id,
+            reason,
+        )
+        return charge
+
+    def _is_open_ended(self) -> bool:
+        """Whether the request may have more to it than its words."""
+        view = self._inbound.view
+        return bool(view.native_feature() or view.kept_state() or view.outline().media)
+
+    def _text_of(self, answer: bytes) -> str:
+        """All that the model wrote, of a whole answer in the client's protocol: one that says nothing of its usage is
+        read for its words."""
+        try:
+            fields = _decode_answer(answer)
+            fields.pop("usage", None)
+            return self._inbound.protocol.scan_answer(_encode_answer(fields), PLAIN).text
+        except (*NOT_JSON, UpstreamError):
+            return ""
 
     def _price(self, charge: Charge) -> None:
         event, usage = self._event, charge.usage
@@ -183,7 +289,14 @@ class Entry:
             event.price_status, event.cost_usd = "priced", Decimal(0)
             return
         event.usage_source = "reported" if charge.is_reported else "estimated"
-        priced = self._prices.rates_for(self._endpoint, event.upstream_model, event.started_at, total_input(usage))
+        priced = self._prices.rates_for(
+            self._endpoint,
+            event.upstream_model,
+            event.started_at,
+            total_input(usage),
+            team=event.team,
+            service_tier=event.service_tier,
+        )
         if priced is not None:
             event.price_status = "priced"
             event.cost_usd = priced.cost(usage)
@@ -191,10 +304,30 @@ class Entry:
             event.catalog_version = priced.catalog_version
 
 
+class _Clock:
+    """Milliseconds and random bits, as one number that only grows within a process."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def next(self) -> int:
+        """122 bits: 48 of time, 74 of chance. When the clock stands still or is set back it counts on in small random
+        steps from the last number: ids made later are larger, whatever the clock says."""
+        now = time_ns() // 1_000_000 << 74 | _random.getrandbits(74)
+        if now <= self._last:
+            now = self._last + 1 + _random.getrandbits(40)
+        self._last = now
+        return now
+
+
+_clock = _Clock()
+
+
 def new_event_id() -> str:
-    """A UUID of version 7 (RFC 9562, section 5.7): ordered by time, so that rows land at the end of their index."""
-    bits = _random.getrandbits(74)
-    digits = f"{time_ns() // 1_000_000:012x}7{bits >> 62:03x}{0b10 << 62 | bits & _LOW_62:016x}"
+    """A UUID of version 7 (RFC 9562, sections 5.7 and 6.2): ordered by time, so that rows land at the end of their
+    index, and strictly ascending within a process."""
+    bits = _clock.next()
+    digits = f"{bits >> 74:012x}7{bits >> 62 & 0xFFF:03x}{0b10 << 62 | bits & _LOW_62:016x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 

@@ -1,154 +1,333 @@
-"""From an attempt to its price: which rates held, and what the tokens cost at them.
+"""From an attempt to its price: who states it, and which of several statements holds.
 
-Rates come from the endpoint's `price` in YAML, else from the data of the genai-prices package (dated, tiered, offered
-under MIT). A price that nobody states is `None`: the row is `unpriced`, which is not the same as free.
+What a contract says comes first, then the endpoint's `price` in YAML, then the approved catalogue. A price that nobody
+states is `None`: the row is `unpriced`, which is not the same as free.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Context, Decimal
+from fnmatch import fnmatchcase
 from functools import lru_cache
-from importlib.metadata import version
-from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
-from msgspec.structs import astuple
 
-from gateway.config.model import Endpoint
+from gateway.accounting.catalogue import Catalogue, CatalogueProvider, Listing
+from gateway.accounting.offers import FROM_YAML, Base, Offer, in_utc
+from gateway.accounting.rates import PricedRates, PriceRecord, cost, read_record, total_input, unit_prices
+from gateway.config.model import Configuration, Contract, Endpoint, Exchange, Provider
+from gateway.config.sheets import ANYWHERE, DEFAULT_TIER, sheet_of, tier_of
 from gateway.types import PriceCard, Rates, Usage
 
-if TYPE_CHECKING:
-    from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, Provider
+__all__ = [
+    "FROM_YAML",
+    "PriceBook",
+    "PriceRecord",
+    "PricedRates",
+    "Prices",
+    "RowFacts",
+    "catalogue_provider",
+    "cost",
+    "read_record",
+    "total_input",
+    "unit_prices",
+]
 
-FROM_YAML = "yaml"
 LOCAL = "local"
 
 _CACHED_MODELS = 1024
 _MAX_MODEL_NAME = 256  # characters; clients choose names for `*` endpoints, and each is matched against many patterns
-_EXACT = Context(prec=100)  # the default 28 digits would round a product of a 19-digit count
-
-# Our bucket -> the catalogue's price key, USD per million tokens.
-_PRICE_KEYS = {
-    "input": "input_mtok",
-    "output": "output_mtok",
-    "cache_read": "cache_read_mtok",
-    "cache_write_5m": "cache_write_mtok",
-    "cache_write_1h": "cache_write_1h_mtok",
-    "input_audio": "input_audio_mtok",
-    "input_image": "input_image_mtok",
-    "reasoning": "output_reasoning_mtok",
-    "output_audio": "output_audio_mtok",
-}
-_REQUEST_KEY = "requests_kcount"  # USD per thousand requests
+_MAX_TIER_NAME = 32  # characters; upstreams choose them
 
 
-class PricedRates(NamedTuple):
-    """Rates with their provenance. `json`: for the ledger's `prices`; `catalog_version`: who said so."""
+class RowFacts(msgspec.Struct, frozen=True):
+    """What decides the price of a row of the ledger. `endpoint`, `provider`: ids."""
 
-    rates: Rates
-    json: msgspec.Raw
-    catalog_version: str
-    by_bucket: _BucketRates
-
-    @classmethod
-    def of(cls, rates: Rates, catalog_version: str) -> PricedRates:
-        return cls(rates, msgspec.Raw(msgspec.json.encode(rates)), catalog_version, _BucketRates.of(rates))
-
-    def cost(self, usage: Usage) -> Decimal:
-        """USD for one attempt: as the function `cost`, without working out the rates again."""
-        return self.by_bucket.cost(usage)
+    endpoint: str
+    provider: str
+    upstream_model: str
+    started_at: datetime
+    usage: Usage
+    service_tier: str | None = None
+    team: str | None = None
 
 
-class PriceBook:
-    """Looks up rates. One for each process; safe to share between threads.
+class Prices:
+    """What things cost under one configuration and one catalogue. Nothing changes it; safe to share between threads.
 
-    The catalogue takes about 0.3 s and 30 MB to load, so nothing is loaded until a price is asked of it or `load` is
-    called: a worker does that before it accepts requests. What was looked up is kept for a bounded number of models.
+    `read`: gives the catalogue, and is asked when it is first needed. What was looked up is kept for a bounded number
+    of models, since clients may invent names.
     """
 
-    def __init__(self) -> None:
-        self._catalogue: _Catalogue | None = None
-        # By identity: hashing ten decimals costs more than all the rest of a request's pricing. Each entry keeps its
-        # own rates alive, so no other can get their address.
-        self._from_yaml: dict[int, PricedRates] = {}
-        self._price_list = lru_cache(maxsize=_CACHED_MODELS)(self._look_up)
+    def __init__(
+        self,
+        read: Callable[[], Catalogue],
+        *,
+        contracts: Sequence[Contract] = (),
+        currencies: Mapping[str, tuple[Exchange, ...]] | None = None,
+        endpoints: Mapping[str, Endpoint] | None = None,
+    ) -> None:
+        self._read = read
+        self._contracts = tuple(contracts)
+        self._currencies = currencies or {}
+        self._endpoints = endpoints or {}
+        self._team_globs = tuple({glob for contract in contracts for glob in contract.teams})
+        # By identity: hashing an endpoint costs more than all the rest of a request's pricing. Each offer stands beside
+        # its own endpoint and keeps it alive, so no other can get its address.
+        self._offers: dict[tuple[int, str, str | None, str | None], tuple[Offer | None, Endpoint]] = {}
+        self._stand_ins: dict[str, Endpoint] = {}
+        self._listing = lru_cache(maxsize=_CACHED_MODELS)(self._find_listing)
 
-    def load(self) -> None:
-        """Loads the catalogue now instead of at the first request. Blocking."""
-        if self._catalogue is None:
-            self._catalogue = _Catalogue()
+    @property
+    def catalogue(self) -> Catalogue:
+        return self._read()
 
-    def rates_for(self, endpoint: Endpoint, upstream_model: str, at: datetime, input_tokens: int) -> PricedRates | None:
+    def rates_for(
+        self,
+        endpoint: Endpoint,
+        upstream_model: str,
+        at: datetime,
+        input_tokens: int,
+        *,
+        team: str | None = None,
+        service_tier: str | None = None,
+    ) -> PricedRates | None:
         """The rates of `upstream_model` at `endpoint`, or None when nobody states a price.
 
         `at`: when the attempt started; prices change by date and by time of day (naive: UTC). `input_tokens`: all
         input of the attempt, cached and written to cache too (`total_input`): past a tier's threshold every token of
-        the request costs the tier's rate.
+        the request costs the tier's rate. `service_tier`: the one that was billed, in any provider's word; one that has
+        no price of its own costs the usual rates.
         """
-        if endpoint.rates is not None:
-            return self._stated(endpoint.rates)
-        provider = endpoint.provider
-        if provider.adapter == LOCAL or len(upstream_model) > _MAX_MODEL_NAME:
-            return None
-        price_list = self._price_list(provider.base_url, provider.id, provider.adapter, upstream_model)
-        return None if price_list is None else price_list.at(at, input_tokens)
+        offer = self._offer(endpoint, upstream_model, team, service_tier)
+        return None if offer is None else offer.at(at, input_tokens)
 
-    def quote(self, endpoint: Endpoint, upstream_model: str, at: float, input_tokens: int) -> PriceCard | None:
+    def quote(
+        self, endpoint: Endpoint, upstream_model: str, at: float, input_tokens: int, team: str | None = None
+    ) -> PriceCard | None:
         """As `rates_for`, for decisions: what is worked out once holds for many requests. `at`: seconds since the
         epoch."""
-        if endpoint.rates is not None:
-            return _card(endpoint.rates)
+        offer = self._offer(endpoint, upstream_model, team, None)
+        tiers = None if offer is None else offer.tiers_at(datetime.fromtimestamp(at, UTC))
+        priced = None if tiers is None else tiers.at(input_tokens)
+        return None if tiers is None or priced is None else _card(priced.rates, *tiers.bounds(input_tokens))
+
+    def rates_for_row(self, row: RowFacts) -> PricedRates | None:
+        """The rates of a row of the ledger as they are known now. Of an endpoint that is gone: those of its provider,
+        where the configuration still has that."""
+        endpoint = self._endpoints.get(row.endpoint)
+        if endpoint is None or endpoint.provider.id != row.provider:
+            endpoint = self._stand_in(row.provider)
+        if endpoint is None:
+            return None
+        return self.rates_for(
+            endpoint,
+            row.upstream_model,
+            row.started_at,
+            total_input(row.usage),
+            team=row.team,
+            service_tier=row.service_tier,
+        )
+
+    def explain(
+        self,
+        endpoint: Endpoint,
+        upstream_model: str,
+        at: datetime,
+        *,
+        team: str | None = None,
+        service_tier: str | None = None,
+    ) -> list[str]:
+        """Why the price is what it is, or why there is none, in words; what decides comes first."""
+        offer = self._offer(endpoint, upstream_model, team, service_tier)
+        return [self._why_unpriced(endpoint, upstream_model)] if offer is None else offer.explain(in_utc(at))
+
+    def _why_unpriced(self, endpoint: Endpoint, model: str) -> str:
         provider = endpoint.provider
-        if provider.adapter == LOCAL or len(upstream_model) > _MAX_MODEL_NAME:
+        if provider.adapter == LOCAL:
+            return "a local model costs what its endpoint states, and that states no `price`"
+        seller = catalogue_provider(self.catalogue, provider)
+        if seller is None:
+            return f"the catalogue knows neither the address of provider `{provider.id}` nor its id"
+        return f"provider `{seller.id}` of the catalogue has no model `{model[:64]}` with a price by the token"
+
+    def _offer(self, endpoint: Endpoint, model: str, team: str | None, service_tier: str | None) -> Offer | None:
+        if team is not None and not self._has_terms(team):
+            team = None
+        key = (id(endpoint), model, team, service_tier)
+        known = self._offers.get(key)
+        if known is not None:
+            return known[0]
+        if len(model) > _MAX_MODEL_NAME:
             return None
-        price_list = self._price_list(provider.base_url, provider.id, provider.adapter, upstream_model)
-        if price_list is None:
+        if service_tier is not None and len(service_tier) > _MAX_TIER_NAME:
+            return self._offer(endpoint, model, team, None)
+        if len(self._offers) >= _CACHED_MODELS:
+            self._offers.clear()
+        offer = self._make_offer(endpoint, model, team, tier_of(service_tier))
+        self._offers[key] = offer, endpoint
+        return offer
+
+    def _has_terms(self, team: str) -> bool:
+        """Whether some contract is for this team in particular."""
+        return any(fnmatchcase(team, glob) for glob in self._team_globs)
+
+    def _make_offer(self, endpoint: Endpoint, model: str, team: str | None, tier: str | None) -> Offer | None:
+        base = self._base(endpoint, model)
+        fitting = [contract for contract in self._contracts if _fits(contract, endpoint, model, team, tier)]
+        if base is None and all(contract.price is None for contract in fitting):
             return None
-        tiers = price_list.tiers_at(datetime.fromtimestamp(at, UTC))
-        priced = tiers.at(input_tokens)
-        return None if priced is None else _card(priced.rates, *tiers.bounds(input_tokens))
+        return Offer(base, fitting, tier, endpoint.region, self._currencies)
 
-    def _stated(self, rates: Rates) -> PricedRates:
-        priced = self._from_yaml.get(id(rates))
-        if priced is None:
-            if len(self._from_yaml) >= _CACHED_MODELS:
-                self._from_yaml.clear()
-            priced = self._from_yaml[id(rates)] = PricedRates.of(rates, FROM_YAML)
-        return priced
+    def _base(self, endpoint: Endpoint, model: str) -> Base | None:
+        """What it costs without contracts."""
+        sheet = endpoint.sheet
+        if sheet is None and endpoint.rates is not None:
+            sheet = sheet_of(endpoint.rates)
+        if sheet is not None:
+            source = "yaml" if endpoint.capacity is None else "capacity"
+            return Base(sheet, sheet.uplift.get(ANYWHERE), source, FROM_YAML)
+        provider = endpoint.provider
+        if provider.adapter == LOCAL:
+            return None
+        found = self._listing(provider.base_url, provider.id, provider.adapter, _own_address(provider), model)
+        if found is None:
+            return None
+        uplift = next((share for place, share in found.model.uplift.items() if _is_in(provider.base_url, place)), None)
+        name = f"{found.owner.id}/{found.model.id}"
+        return Base(found.model, uplift, "catalogue", self.catalogue.label, name, has_tiers=not found.is_resold)
 
-    def _look_up(self, base_url: str | None, provider_id: str, adapter: str, model: str) -> _PriceList | None:
-        self.load()
-        assert self._catalogue is not None
-        return self._catalogue.price_list(base_url, provider_id, adapter, model)
+    def _find_listing(
+        self, base_url: str | None, provider_id: str, adapter: str, is_own_address: bool, model: str
+    ) -> Listing | None:
+        catalogue = self.catalogue
+        seller = _seller(catalogue, base_url, provider_id, adapter, is_own_address)
+        return None if seller is None else catalogue.find(seller, model)
+
+    def _stand_in(self, provider: str) -> Endpoint | None:
+        """An endpoint of the provider of which the YAML says no price."""
+        known = self._stand_ins.get(provider)
+        if known is None:
+            others = (endpoint for endpoint in self._endpoints.values() if endpoint.provider.id == provider)
+            other = next(others, None)
+            if other is None:
+                return None
+            known = msgspec.structs.replace(other, id="", region=None, rates=None, sheet=None, capacity=None)
+            self._stand_ins[provider] = known
+        return known
 
 
-def total_input(usage: Usage) -> int:
-    """All input tokens of an attempt, whatever their rate: what a tier's threshold is compared with."""
+class PriceBook:
+    """The catalogue in force, of one process. As it stands it knows no contracts, and no currency but USD.
+
+    `catalogue` None: that of the installed genai-prices package, read when a price is first asked of it or `load` is
+    called (half a second, and 30 MB): a worker is given the one that the control plane published instead.
+    """
+
+    def __init__(self, catalogue: Catalogue | None = None) -> None:
+        self._catalogue = catalogue
+        self._plain = self._prices()
+
+    def load(self) -> None:
+        """Reads the catalogue now instead of at the first request. Blocking."""
+        _ = self._plain.catalogue
+
+    def replace(self, catalogue: Catalogue) -> None:
+        """What `under` gives from now on has this catalogue; what it gave before keeps the old one."""
+        self._catalogue = catalogue
+        self._plain = self._prices()
+
+    def under(self, configuration: Configuration) -> Prices:
+        """Prices under the contracts and currencies of a configuration, with the catalogue of this moment."""
+        return self._prices(
+            contracts=configuration.contracts,
+            currencies=configuration.currencies,
+            endpoints=configuration.endpoints,
+        )
+
+    def rates_for(
+        self,
+        endpoint: Endpoint,
+        upstream_model: str,
+        at: datetime,
+        input_tokens: int,
+        *,
+        team: str | None = None,
+        service_tier: str | None = None,
+    ) -> PricedRates | None:
+        """As `Prices.rates_for`, without contracts."""
+        return self._plain.rates_for(endpoint, upstream_model, at, input_tokens, service_tier=service_tier)
+
+    def quote(
+        self, endpoint: Endpoint, upstream_model: str, at: float, input_tokens: int, team: str | None = None
+    ) -> PriceCard | None:
+        """As `Prices.quote`, without contracts."""
+        return self._plain.quote(endpoint, upstream_model, at, input_tokens)
+
+    def _prices(
+        self,
+        contracts: Sequence[Contract] = (),
+        currencies: Mapping[str, tuple[Exchange, ...]] | None = None,
+        endpoints: Mapping[str, Endpoint] | None = None,
+    ) -> Prices:
+        catalogue = self._catalogue
+        read = _packaged if catalogue is None else lambda: catalogue
+        return Prices(read, contracts=contracts, currencies=currencies, endpoints=endpoints)
+
+
+@lru_cache(maxsize=1)
+def _packaged() -> Catalogue:
+    from gateway.accounting.catalogue_import import from_package  # only those who have no other pay for it
+
+    return from_package().catalogue
+
+
+def catalogue_provider(catalogue: Catalogue, provider: Provider) -> CatalogueProvider | None:
+    """Who in the catalogue a provider of the configuration is, or None."""
+    return _seller(catalogue, provider.base_url, provider.id, provider.adapter, _own_address(provider))
+
+
+def _seller(
+    catalogue: Catalogue, base_url: str | None, provider_id: str, adapter: str, is_own_address: bool
+) -> CatalogueProvider | None:
+    """By address; at one that the catalogue does not know, by the very id in the configuration. The adapter tells who
+    sells only at the address that comes with it: elsewhere it is no more than a protocol."""
+    found = None if base_url is None else catalogue.at_address(base_url)
+    found = found or catalogue.by_id(provider_id)
+    return found or (catalogue.by_name(adapter) if is_own_address else None)
+
+
+def _own_address(provider: Provider) -> bool:
+    """Whether the address is that which comes with the adapter, rather than one of somebody's own."""
+    if provider.base_url is None:
+        return True
+    if provider.row.base_url is None:
+        return False
+    pattern = re.sub(r"\\\{(?:region|project)\\\}", "[^/]+", re.escape(provider.row.base_url))
+    return re.fullmatch(pattern, provider.base_url.rstrip("/")) is not None
+
+
+def _is_in(base_url: str | None, region: str) -> bool:
+    """Whether an address is that of a region, as `eu.api.openai.com` is of `eu`. Where the YAML says that an endpoint
+    is does not count: a label does not make a provider bill more."""
+    host = urlsplit(base_url).hostname if base_url is not None else None
+    return host is not None and (region == ANYWHERE or host.startswith(f"{region.lower()}."))
+
+
+def _fits(contract: Contract, endpoint: Endpoint, model: str, team: str | None, tier: str | None) -> bool:
     return (
-        usage.input_tokens
-        + usage.cache_read_tokens
-        + usage.cache_write_5m_tokens
-        + usage.cache_write_1h_tokens
-        + usage.input_audio_tokens
-        + usage.input_image_tokens
+        contract.provider == endpoint.provider.id
+        and any(fnmatchcase(model, glob) for glob in contract.models)
+        and (not contract.endpoints or any(fnmatchcase(endpoint.id, glob) for glob in contract.endpoints))
+        and (not contract.teams or (team is not None and any(fnmatchcase(team, glob) for glob in contract.teams)))
+        and (not contract.service_tiers or (tier or DEFAULT_TIER) in contract.service_tiers)
     )
 
 
-def cost(usage: Usage, rates: Rates) -> Decimal:
-    """USD for one attempt, exact: nothing is rounded before display. Includes `rates.request` once.
-
-    A bucket without a rate of its own takes the next known one, never nothing: cache reads, 5-minute cache writes,
-    audio and images in cost `input`; 1-hour cache writes the 5-minute rate; reasoning and audio out cost `output`.
-    No multiplier is invented.
-    """
-    return _BucketRates.of(rates).cost(usage)
-
-
-def _card(rates: Rates, above: int = -1, up_to: float = math.inf) -> PriceCard:
+def _card(rates: Rates, above: int, up_to: float) -> PriceCard:
     return PriceCard(
         input=float(rates.input),
         output=float(rates.output),
@@ -157,134 +336,3 @@ def _card(rates: Rates, above: int = -1, up_to: float = math.inf) -> PriceCard:
         above=above,
         up_to=up_to,
     )
-
-
-class _BucketRates(NamedTuple):
-    """The rate of each of `BUCKETS`, fallbacks filled in, and the price of a request, as whole numbers of one unit.
-
-    `exponent`: the unit is 10**exponent millionths of a USD. Whole numbers are exact, and far quicker to add up than
-    decimals.
-    """
-
-    rates: tuple[int, ...]
-    request: int
-    exponent: int
-
-    @classmethod
-    def of(cls, rates: Rates) -> _BucketRates:
-        cache_write_5m = rates.input if rates.cache_write_5m is None else rates.cache_write_5m
-        decimals = (
-            rates.input,
-            rates.input if rates.cache_read is None else rates.cache_read,
-            cache_write_5m,
-            cache_write_5m if rates.cache_write_1h is None else rates.cache_write_1h,
-            rates.input if rates.input_audio is None else rates.input_audio,
-            rates.input if rates.input_image is None else rates.input_image,
-            rates.output,
-            rates.output if rates.reasoning is None else rates.reasoning,
-            rates.output if rates.output_audio is None else rates.output_audio,
-            _EXACT.scaleb(rates.request or Decimal(0), 6),
-        )
-        exponent = min(0, *(int(rate.as_tuple().exponent) for rate in decimals))
-        whole = [int(_EXACT.scaleb(rate, -exponent)) for rate in decimals]
-        return cls(tuple(whole[:-1]), whole[-1], exponent)
-
-    def cost(self, usage: Usage) -> Decimal:
-        units = self.request
-        for tokens, rate in zip(astuple(usage), self.rates, strict=True):
-            if tokens:
-                units += tokens * rate
-        return _EXACT.scaleb(Decimal(units), self.exponent - 6)
-
-
-class _PriceList:
-    """All prices of one model: windows in time, each with its tiers. The last window that is open holds."""
-
-    def __init__(self, prices: ModelPrice | list[ConditionalPrice], catalog_version: str) -> None:
-        self._windows = (
-            [(window.constraint, _tiers(window.prices, catalog_version)) for window in prices]
-            if isinstance(prices, list)
-            else [(None, _tiers(prices, catalog_version))]
-        )
-
-    def at(self, at: datetime, input_tokens: int) -> PricedRates | None:
-        return self.tiers_at(at if at.tzinfo is not None else at.replace(tzinfo=UTC)).at(input_tokens)
-
-    def tiers_at(self, at: datetime) -> _Tiers:
-        for constraint, tiers in reversed(self._windows):
-            if constraint is None or constraint.active(at):
-                return tiers
-        return self._windows[0][1]  # before the first known date: the oldest price, as the data says
-
-
-class _Tiers(NamedTuple):
-    starts: list[int]  # ascending; a request with more input tokens than starts[i] pays rates[i + 1]
-    rates: list[PricedRates | None]
-
-    def at(self, input_tokens: int) -> PricedRates | None:
-        return self.rates[bisect_left(self.starts, input_tokens)]
-
-    def bounds(self, input_tokens: int) -> tuple[int, float]:
-        """Of the tier: more input tokens than the first, at most the second."""
-        tier = bisect_left(self.starts, input_tokens)
-        return self.starts[tier - 1] if tier else -1, self.starts[tier] if tier < len(self.starts) else math.inf
-
-
-class _Catalogue:
-    """The data of genai-prices, searched without its own caches: those grow with every name a client invents."""
-
-    def __init__(self) -> None:
-        from genai_prices.data import providers  # slow to import: only those who need prices pay
-
-        self._providers: list[Provider] = providers
-        self._version = f"genai-prices {version('genai-prices')}"
-
-    def price_list(self, base_url: str | None, provider_id: str, adapter: str, model: str) -> _PriceList | None:
-        provider = self._provider(base_url, provider_id, adapter)
-        if provider is None:
-            return None
-        found: ModelInfo | None = provider.find_model(model, all_providers=self._providers)
-        return None if found is None or not found.prices else _PriceList(found.prices, self._version)
-
-    def _provider(self, base_url: str | None, provider_id: str, adapter: str) -> Provider | None:
-        """By address; an address that the catalogue does not know (a proxy, a default) goes by the provider's id in
-        the configuration, then by the adapter."""
-        if base_url is not None:
-            for provider in self._providers:
-                if re.match(provider.api_pattern, base_url):
-                    return provider
-        from genai_prices.data_snapshot import find_provider_by_id
-
-        return find_provider_by_id(self._providers, provider_id) or find_provider_by_id(self._providers, adapter)
-
-
-def _tiers(prices: ModelPrice, catalog_version: str) -> _Tiers:
-    from genai_prices.types import TieredPrices
-
-    stated = {name: prices.__dict__.get(key) for name, key in _PRICE_KEYS.items()}
-    starts = sorted(
-        {tier.start for price in stated.values() if isinstance(price, TieredPrices) for tier in price.tiers}
-    )
-    rates: list[PricedRates | None] = []
-    for above in [-1, *starts]:
-        values: dict[str, Decimal | None] = {}
-        for name, price in stated.items():
-            if isinstance(price, TieredPrices):
-                values[name] = next((t.price for t in reversed(price.tiers) if t.start <= above), price.base)
-            else:
-                values[name] = price
-        rates.append(_priced(values, prices.__dict__.get(_REQUEST_KEY), catalog_version))
-    return _Tiers(starts, rates)
-
-
-def _priced(values: dict[str, Decimal | None], per_thousand: object, catalog_version: str) -> PricedRates | None:
-    """None where the data prices no input tokens: by the hour or page, or nothing at all (which also marks models that
-    are free today; YAML can say 0). Where it prices input alone (embeddings, rerankers) output falls back to input."""
-    values = dict(values)
-    given = values.pop("input")
-    if given is None:
-        return None
-    output = values.pop("output")
-    request = _EXACT.scaleb(per_thousand, -3) if isinstance(per_thousand, Decimal) else None
-    rates = Rates(input=given, output=given if output is None else output, request=request, **values)
-    return PricedRates.of(rates, catalog_version)

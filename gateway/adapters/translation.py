@@ -70,7 +70,8 @@ class Translation(Call):
             answer = restore_answer(answer)
         finish = answer.choices[0].raw_finish if answer.choices else None
         text = "" if answer.usage is not None else _written(answer)
-        summary = Summary(answer.usage, answer.raw_usage, finish, text, is_empty=not _says_anything(answer))
+        nothing, tier = not _says_anything(answer), answer.service_tier
+        summary = Summary(answer.usage, answer.raw_usage, finish, text, is_empty=nothing, service_tier=tier)
         return self._protocol.write_answer(answer, self._asked), summary
 
     def open_stream(self) -> StreamReader:
@@ -100,6 +101,7 @@ class TranslatingReader:
         self.usage: Usage | None = None
         self.raw_usage: msgspec.Raw | None = None
         self.finish_reason: str | None = None
+        self.service_tier: str | None = None
         self._decoder = decoder
         self._writer = writer
         self._model = model
@@ -156,6 +158,7 @@ class TranslatingReader:
     def _learn(self, event: Event) -> None:
         if isinstance(event, UsageReported):
             self.usage, self.raw_usage = event.usage, event.raw
+            self.service_tier = event.service_tier or self.service_tier
         elif isinstance(event, Finished):
             self.finish_reason = event.raw
         text = _text_of(event)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.api.access import actor_of, team_filter
 from gateway.errors import NotFound
 from gateway.hindsight import look_up
 
@@ -76,11 +77,12 @@ class RequestInHindsight(BaseModel):
 
 def add_decisions(api: APIRouter, services: AdminServices) -> None:
     @api.get("/decisions/{request_id}", tags=["decisions"], response_model=RequestInHindsight)
-    async def show_decision(request_id: str) -> dict[str, Any]:
+    async def show_decision(request_id: str, request: Request) -> dict[str, Any]:
         """What was decided for one request, beside what happened: candidates in order, dropped ones with the reason,
         and the attempts."""
+        team = team_filter(actor_of(request))
         await services.flush()
-        found = await asyncio.to_thread(look_up, services.engine, request_id)
+        found = await asyncio.to_thread(lambda: look_up(services.engine, request_id, team=team))
         if found is None:
             raise NotFound(
                 f"nothing is recorded of the request `{request_id[:80]}`\n"

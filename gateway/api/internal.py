@@ -15,9 +15,13 @@ import msgspec
 from fastapi import APIRouter, Response
 from sqlalchemy import Engine
 
+from gateway.api.admin_directory import DirectoryServices, add_internal_directory
 from gateway.api.admin_escape import EscapeServices, add_internal_escapes
 from gateway.api.admin_learned import LearnedServices, add_internal_learned
+from gateway.api.admin_secrets import SecretServices, add_internal_secrets
 from gateway.api.admin_versions import VersionServices, add_internal_versions
+from gateway.api.internal_budgets import add_internal_budgets
+from gateway.budgets.desk import BudgetDesk
 from gateway.errors import StoreError
 from gateway.ledger.shipper import Shipped
 from gateway.store.keys import find_active
@@ -36,6 +40,9 @@ class InternalServices:
     versions: VersionServices
     escapes: EscapeServices
     learned: LearnedServices
+    budgets: BudgetDesk
+    directory: DirectoryServices
+    secrets: SecretServices
 
 
 def create_internal_router(services: InternalServices) -> APIRouter:
@@ -44,6 +51,9 @@ def create_internal_router(services: InternalServices) -> APIRouter:
     add_internal_versions(router, services.versions)
     add_internal_escapes(router, services.escapes)
     add_internal_learned(router, services.learned)
+    add_internal_budgets(router, services.budgets)
+    add_internal_directory(router, services.directory)
+    add_internal_secrets(router, services.secrets)
     return router
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.api.auth import check_scope
 from gateway.config.model import AS_ASKED, Configuration
 from gateway.errors import NotFound
 from gateway.snapshot import Snapshot, may_use
@@ -22,7 +23,8 @@ _LONG_AGO = "1970-01-01T00:00:00Z"
 
 
 def list_models(snapshot: Snapshot, caller: Caller, *, in_anthropics_shape: bool = False) -> bytes:
-    """The whole list at once, in OpenAI's shape or in Anthropic's."""
+    """The whole list at once, in OpenAI's shape or in Anthropic's. Raises PermissionDenied."""
+    check_scope(caller, "models")
     named = _names(snapshot.configuration).items()
     if in_anthropics_shape:
         found = [_anthropic_model(name) for name, _ in named if may_use(caller, name)]
@@ -33,6 +35,8 @@ def list_models(snapshot: Snapshot, caller: Caller, *, in_anthropics_shape: bool
 
 
 def show_model(snapshot: Snapshot, caller: Caller, name: str, *, in_anthropics_shape: bool = False) -> bytes:
+    """Raises NotFound, PermissionDenied."""
+    check_scope(caller, "models")
     owner = _names(snapshot.configuration).get(name)
     if owner is None or not may_use(caller, name):
         raise NotFound(f"the model `{name[:200]}` does not exist here", code="model_not_found", param="model")

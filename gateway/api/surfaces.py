@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 from gateway.api.auth import KeyRing
 from gateway.api.http import AsgiReply, CancelOnDisconnect, Receive, read_body
@@ -14,6 +15,7 @@ from gateway.protocols.embeddings.wire import EMBEDDINGS_PROTOCOL
 from gateway.protocols.inbound import Inbound
 from gateway.protocols.messages.wire import COUNT_TOKENS_PROTOCOL, MESSAGES_PROTOCOL
 from gateway.protocols.responses.wire import RESPONSES_PROTOCOL
+from gateway.types import Surface
 
 CLIENT_CLOSED = 499
 """Not sent to anybody: what metrics say of a request whose client went away."""
@@ -26,6 +28,11 @@ SURFACES: Mapping[str, ClientProtocol] = {
     "/v1/messages": MESSAGES_PROTOCOL,
     "/v1/messages/count_tokens": COUNT_TOKENS_PROTOCOL,
 }
+SCOPES: Mapping[Surface, str] = {
+    **{name: name for name in get_args(Surface)},
+    "count_tokens": "messages",
+}
+"""What a key must be allowed for each surface."""
 MESSAGES_PREFIX = "/v1/messages"
 """Below it errors have Anthropic's shape, elsewhere OpenAI's."""
 
@@ -42,7 +49,7 @@ async def serve_surface(
     reply: AsgiReply,
 ) -> int:
     """Returns the HTTP status sent. Raises GatewayError while nothing was sent."""
-    caller = await keys.authenticate(headers)
+    caller = await keys.authenticate(headers, SCOPES[protocol.surface])
     body = await read_body(receive, headers, pipeline.snapshot.configuration.server.max_body_bytes)
     forwarded = tuple((name, headers[name]) for name in _FORWARDED if name in headers)
     inbound = Inbound(protocol, protocol.parse(body), body, forwarded)

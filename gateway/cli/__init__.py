@@ -6,7 +6,28 @@ import sys
 
 import typer
 
-from gateway.cli import domains, engine, escape, keys, models, policy, reports, simulate, statistics, up, versions, wire
+from gateway.cli import (
+    audit,
+    corrections,
+    directory,
+    domains,
+    engine,
+    escape,
+    keys,
+    ledger_files,
+    models,
+    months,
+    policy,
+    prompts,
+    reconcile,
+    reports,
+    secrets,
+    simulate,
+    statistics,
+    up,
+    versions,
+    wire,
+)
 from gateway.cli.console import fail
 from gateway.errors import ConfigError, StoreError
 from gateway.model_store import ModelError
@@ -23,6 +44,7 @@ app.command("up")(up.up)
 app.command("check")(policy.check)
 app.command("explain")(policy.explain)
 app.command("report")(reports.report)
+app.command("reconcile")(reconcile.reconcile)
 app.command("engine", context_settings={"allow_extra_args": False})(engine.engine)
 app.command("simulate")(simulate.simulate)
 app.add_typer(versions.app, name="policy")
@@ -30,6 +52,14 @@ app.add_typer(escape.app, name="escape")
 app.add_typer(statistics.app, name="statistics")
 app.add_typer(domains.app, name="domains")
 app.add_typer(keys.app, name="keys")
+app.add_typer(directory.app, name="directory")
+app.add_typer(ledger_files.app, name="ledger")
+app.add_typer(corrections.app, name="corrections")
+app.add_typer(reconcile.app, name="reconciliations")
+app.add_typer(months.app, name="month")
+app.add_typer(secrets.app, name="secrets")
+app.add_typer(prompts.app, name="prompts")
+app.add_typer(audit.app, name="audit")
 app.add_typer(models.app, name="models")
 app.add_typer(wire.app, name="wire")
 

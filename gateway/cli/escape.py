@@ -20,9 +20,9 @@ from gateway.cli.console import fail, show, stderr, stdout
 from gateway.cli.control_plane import call_control, try_control
 from gateway.cli.keys import opened_store
 from gateway.config.compiler import compile_configuration
-from gateway.config.document import Document, read_document
 from gateway.config.model import Configuration
 from gateway.config.settings import Settings, environment_variables, load_settings
+from gateway.directory import load
 from gateway.errors import ConfigError, GatewayError
 from gateway.publication import Publication
 
@@ -269,11 +269,10 @@ def _safe(escape_id: str) -> str:
 
 def _configuration(settings: Settings) -> Configuration:
     """The one in force, as it was published last; before the first start, the YAML's."""
-    document: Document
     try:
         document = Publication(settings.home).read_document()
     except (OSError, msgspec.DecodeError, ConfigError):
-        document = read_document(settings.config_path)
+        return load(settings.config_path, settings.home, environment_variables()).configuration
     return compile_configuration(document, environment_variables())
 
 

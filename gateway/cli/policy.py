@@ -14,14 +14,14 @@ from msgspec.structs import replace
 from rich.table import Table
 
 from gateway.accounting.prices import PriceBook
+from gateway.budgets.book import BudgetBook
 from gateway.cli.console import ask_gateway, fail, show, stderr, stdout, warn
 from gateway.cli.ledger import opened_ledger
 from gateway.config.check import check_report
-from gateway.config.compiler import compile_configuration
-from gateway.config.document import read_document
 from gateway.config.model import Configuration
 from gateway.config.settings import Settings, environment_variables, load_settings
-from gateway.errors import GatewayError
+from gateway.directory import load
+from gateway.errors import GatewayError, Unavailable
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
 from gateway.protocols.inbound import Inbound
 from gateway.publication import Publication
@@ -73,13 +73,15 @@ def explain(
     if model is None or prompt is None:
         fail("`--model` and `--prompt` are missing\nhint: give both, or `--request ID`", status=2)
     settings = load_settings(config=config)
-    configuration = compile_configuration(read_document(settings.config_path), environment_variables())
+    configuration = load(settings.config_path, settings.home, environment_variables()).configuration
     trained = read_model(settings.home / MODEL_FILE)
     snapshot = Snapshot.build(configuration, PriceBook(), settings.run_dir, "hatchway", trained)
     caller = _OPERATOR if key is None else _find_caller(settings, key)
     if project is not None:
         caller = replace(caller, project=project)
     publication = Publication(settings.home)
+    budgets = BudgetBook("explain", _ask_nobody)
+    budgets.take_up(publication.read_budgets())
     body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": prompt}], "stream": stream})
     try:
         inbound = Inbound(CHAT_PROTOCOL, CHAT_PROTOCOL.parse(body), body)
@@ -87,7 +89,7 @@ def explain(
             inbound,
             caller,
             _headers(header or [], tag or [], session, data_class),
-            budget_left=publication.read_budgets().get(caller.team),
+            budget_left=budgets.left(budgets.accounts(configuration, caller, inbound.model)),
         )
         if input_tokens is not None:
             facts = replace(facts, input_tokens=input_tokens, counted_tokens=input_tokens)
@@ -111,6 +113,10 @@ def explain(
         show(json.dumps(described))
     else:
         _print_plan(described)
+
+
+async def _ask_nobody(path: str, body: bytes) -> bytes:
+    raise Unavailable("nothing is reserved for an explanation")
 
 
 def _explain_recorded(request_id: str, as_json: bool) -> None:

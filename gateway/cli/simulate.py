@@ -15,10 +15,9 @@ from rich.table import Table
 
 from gateway.cli.console import fail, show, stderr, stdout
 from gateway.cli.ledger import opened_ledger
-from gateway.config.compiler import compile_configuration
-from gateway.config.document import read_document
 from gateway.config.model import Configuration
-from gateway.config.settings import environment_variables
+from gateway.config.settings import environment_variables, load_settings
+from gateway.directory import load
 
 if TYPE_CHECKING:
     from gateway.simulation.profiles import Profile
@@ -123,7 +122,7 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
 
 
 def _compile(path: Path) -> Configuration:
-    return compile_configuration(read_document(path), environment_variables())
+    return load(path, load_settings().home, environment_variables()).configuration
 
 
 def _traces(given: list[str]) -> dict[str, Path]:

@@ -14,7 +14,8 @@ from gateway.config.compiler import compile_configuration
 from gateway.config.constraints import accepts, fallbacks_of, pool_of
 from gateway.config.document import Document, KeyPath, quoted, read_document
 from gateway.config.model import Configuration, Match, Policy
-from gateway.config.providers import LOCAL, LOCAL_IGNORES, variables_in
+from gateway.config.providers import LOCAL, LOCAL_IGNORES
+from gateway.config.variables import variables_in
 from gateway.errors import ConfigError, Mistake
 
 _SECRET_HEADERS = ("auth", "key", "secret", "token", "cookie")
@@ -174,10 +175,7 @@ def _teams(configuration: Configuration) -> _Notes:
             continue
         path: KeyPath = ("teams", team.id, "budget")
         name = f"`teams.{team.id}.budget`"
-        if team.budget.hard:
-            message = f"{name} is enforced within seconds: what is spent in between may exceed it"
-            yield path, message, "limit the spending at the provider as well"
-        else:
+        if not team.budget.hard:
             message = f"{name} is soft: once it is spent requests go on"
             yield path, message, "write `hard: true` to refuse what costs money from then on"
 

@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from gateway.config.budgets import compile_budgets
 from gateway.config.constraints import check_constraints
 from gateway.config.document import Document
 from gateway.config.endpoints import compile_endpoint
 from gateway.config.keys import KEYS, MAX_AGE, MAX_AT_ONCE, MAX_BODY_BYTES, MAX_KEEP
+from gateway.config.ledger import compile_ledger
 from gateway.config.model import Classifier, Configuration, Decisions, Domain, Learning, Server
+from gateway.config.oidc import compile_oidc
+from gateway.config.organisation import compile_organisation
 from gateway.config.policies import compile_policy
+from gateway.config.prices import compile_prices
 from gateway.config.providers import compile_provider, compile_rows
 from gateway.config.routes import compile_routes
 from gateway.config.section import Report, Section, shown
-from gateway.config.teams import compile_team
 from gateway.errors import ConfigError
 
 CLASSIFIERS = ("trained", "examples")
@@ -45,7 +49,6 @@ def compile_configuration(document: Document, environ: Mapping[str, str]) -> Con
     policies = {id: compile_policy(id, section) for id, section in entries}
     entries = top.section("domains", None).entries(KEYS["domain"])
     domains = tuple(_domain(id, section) for id, section in entries)
-    teams = {id: compile_team(id, section) for id, section in top.section("teams", None).entries(KEYS["team"])}
     configuration = Configuration(
         version=document.version,
         providers=providers,
@@ -53,10 +56,14 @@ def compile_configuration(document: Document, environ: Mapping[str, str]) -> Con
         routes=compile_routes(top),
         policies=policies,
         domains=domains,
-        teams=teams,
+        **compile_organisation(top),
+        **compile_prices(top),
+        **compile_budgets(top, environ),
+        oidc=compile_oidc(top, environ),
         server=_server(top.section("server", KEYS["server"])),
         classifier=_classifier(top.section("classifier", KEYS["classifier"])),
         learning=_learning(top.section("learning", KEYS["learning"])),
+        ledger=compile_ledger(top),
         decisions=_decisions(top.section("decisions", KEYS["decisions"])),
     )
     check_constraints(report, configuration)
@@ -77,7 +84,7 @@ def _check_variables(report: Report) -> None:
 
     def walk(path: tuple[str | int, ...], value: Any) -> None:
         if isinstance(value, str) and "${" in value:
-            hint = "write the value itself; variables are replaced in `providers` only"
+            hint = "write the value itself; variables are replaced in `providers`, `oidc` and `alerts` only"
             report.add(path, f"{shown(path)} holds a variable", hint)
         elif isinstance(value, dict):
             for key, item in value.items():
@@ -87,7 +94,7 @@ def _check_variables(report: Report) -> None:
                 walk((*path, index), item)
 
     for key, value in report.document.data.items():
-        if key not in {"providers", "domains"}:
+        if key not in {"providers", "domains", "oidc", "alerts"}:
             walk((key,), value)
 
 

@@ -42,12 +42,14 @@ class Document:
     """Plain data: dict, list, str, bool, int, Decimal, None. Variables (`${NAME}`) are still as written.
 
     `mistakes`: what was wrong but left the rest readable (a key written twice); the compiler reports them with its own.
+    `without_directory`: the version of the YAML alone, where what was written by API was merged into it.
     """
 
     data: dict[str, Any]
     name: str = "configuration"
     places: Mapping[KeyPath, tuple[str, int]] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
+    without_directory: str | None = None
 
     def __repr__(self) -> str:
         return f"Document({self.name!r}, version={self.version!r})"  # never the data: a key may be written in it
@@ -56,6 +58,11 @@ class Document:
     def version(self) -> str:
         """The first 12 hex digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.to_json()).hexdigest()[:12]
+
+    @property
+    def yaml_version(self) -> str:
+        """Of the YAML alone."""
+        return self.without_directory or self.version
 
     def where(self, path: KeyPath) -> tuple[str, int]:
         """File and line (from 1) of a key or list item; of the nearest one around it where the path does not exist."""
@@ -92,6 +99,13 @@ def read_document(path: Path) -> Document:
     if fatal:
         raise ConfigError(fatal)
     return Document(merged.data, str(path), merged.places, tuple(merged.mistakes))
+
+
+def parse_document(text: str, name: str) -> Document:
+    """A text instead of a file. Raises ConfigError where it is not YAML."""
+    merged = _Merged()
+    merged.add(_File(name, merged).parse(text))
+    return Document(merged.data, name, merged.places, tuple(merged.mistakes))
 
 
 def _files(path: Path) -> list[Path]:
@@ -218,7 +232,10 @@ class _File:
 
     def read(self) -> _File:
         """Raises ConfigError with the one mistake that ends the reading."""
-        node = self._compose(self._text())
+        return self.parse(self._text())
+
+    def parse(self, text: str) -> _File:
+        node = self._compose(text)
         if node is None:  # nothing but comments
             return self
         if not isinstance(node, yaml.MappingNode):

@@ -7,9 +7,10 @@ from typing import Any, cast, get_args
 
 from gateway.config.keys import KEYS, MAX_AT_ONCE, MAX_TOKENS
 from gateway.config.model import AS_ASKED, Endpoint, Provider
+from gateway.config.prices import StatedPrice, compile_price
 from gateway.config.providers import LOCAL
 from gateway.config.section import Section
-from gateway.types import Capability, Freshness, Rates, WireName
+from gateway.types import Capability, Freshness, WireName
 
 
 def compile_endpoint(id: str, section: Section, providers: Mapping[str, Provider]) -> Endpoint | None:
@@ -26,9 +27,14 @@ def compile_endpoint(id: str, section: Section, providers: Mapping[str, Provider
     zdr, collects = bool(section.flag("zdr")), section.flag("data_collection")
     if zdr and collects:
         section.add("data_collection", "`data_collection: true` contradicts `zdr: true`", "remove one of the two")
+    price = compile_price(section.section("price", KEYS["price"])) if "price" in section else StatedPrice()
     facts: dict[str, Any] = {
         "region": section.text("region"),
-        "rates": _rates(section.section("price", KEYS["price"])) if "price" in section else None,
+        "rates": price.rates,
+        "sheet": price.sheet,
+        "capacity": price.capacity,
+        "max_output_tokens": section.integer("max_output_tokens", least=1, most=MAX_TOKENS),
+        "account": section.text("account"),
         "context_window": section.integer("context_window", least=1, most=MAX_TOKENS),
         "license": license.lower() if license else None,
         "freshness": section.choice("freshness", get_args(Freshness), "freshness"),
@@ -68,16 +74,3 @@ def _model(section: Section, provider: Provider | None) -> str | None:
 def _names_model(section: Section, provider: Provider) -> bool:
     """Whether the provider has a model of its own, even one in a variable that is not set."""
     return provider.model is not None or "model" in section.report.document.data["providers"][provider.id]
-
-
-def _rates(section: Section) -> Rates | None:
-    for key in ("input", "output"):
-        section.require(key, "give both `input` and `output`, in USD per million tokens; without `price` the catalogue")
-    if "cache_write" in section and "cache_write_5m" in section:
-        section.add("cache_write", "`cache_write` is another name of `cache_write_5m`", "keep one of the two")
-    prices = {key: section.number(key, most=10**6) for key in KEYS["price"]}
-    short_write = prices.pop("cache_write")
-    prices["cache_write_5m"] = short_write if prices["cache_write_5m"] is None else prices["cache_write_5m"]
-    if prices["input"] is None or prices["output"] is None:
-        return None
-    return Rates(**cast(dict[str, Any], prices))

@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import msgspec
 
 from gateway.config.rows import Dialect, Row
-from gateway.types import NO_LIMIT, Budget, Capability, Complexity, Freshness, RateLimit, Rates, WireName
+from gateway.config.sheets import PriceSheet
+from gateway.types import NO_LIMIT, Budget, Capability, Complexity, Freshness, RateLimit, Rates, Role, WireName
 
 Select = Literal["cost", "latency", "balanced", "weighted", "priority"]
 
@@ -75,13 +76,15 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One callable target. `rates`: the price in YAML; None: the catalogue is asked."""
+    """One callable target. `rates`: the price in YAML, in USD. `sheet`: in its place, where the YAML says more (by
+    size, time or service tier, in another currency). Both None: the catalogue is asked."""
 
     id: str
     provider: Provider
     model: str  # upstream model, or AS_ASKED
     region: str | None = None
     rates: Rates | None = None
+    sheet: PriceSheet | None = None
     capacity: Capacity | None = None  # `rates` follow from it
     max_output_tokens: int | None = None  # of the model
     account: str | None = None  # that the provider bills
@@ -363,6 +366,12 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     since: date | None = None
 
 
+class PriceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`two_person`: a catalogue is approved by somebody else than who proposed it."""
+
+    two_person: bool = False
+
+
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """What a machine of ours costs by the hour whether or not it is used (USD), and what it can do: tokens a second
     read and written at full load. `watts` at full load, with `kwh` USD for a kilowatt hour, on top of `hour`."""
@@ -392,17 +401,19 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Oidc(msgspec.Struct, frozen=True, kw_only=True):
-    """Who vouches for operators. `roles`: values of the claim `claim` -> role; the first role of ROLES order that fits.
-    `team_claim`: names the team of developers. `client_id`, `client_secret`: of the login page."""
+    """Who vouches for operators. `roles`: values of the claim `claim` -> role; of several that fit, the most powerful.
+    `team_claim`: names the team of developers. `client_id`, `client_secret`, `url`: of the login page; `url`: where
+    people find the gateway."""
 
     issuer: str
     audience: str
     jwks_uri: str | None = None  # None: from the issuer's discovery document
     claim: str = "groups"
-    roles: Mapping[str, str] = {}
+    roles: Mapping[str, Role] = {}
     team_claim: str | None = None
     client_id: str | None = None
     client_secret: Secret | None = None
+    url: str | None = None
 
 
 class Classifier(msgspec.Struct, frozen=True, kw_only=True):
@@ -458,6 +469,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     alerts: Alerts = Alerts()
     contracts: tuple[Contract, ...] = ()
     currencies: Mapping[str, tuple[Exchange, ...]] = {}
+    prices: PriceSettings = PriceSettings()
     markup: Decimal = Decimal(0)
     ledger: LedgerSettings = LedgerSettings()
     oidc: Oidc | None = None

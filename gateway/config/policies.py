@@ -20,6 +20,7 @@ from gateway.config.model import (
     Streaming,
     Timeouts,
 )
+from gateway.config.prompts import compile_prompts
 from gateway.config.section import Section, suggest
 from gateway.types import Freshness
 
@@ -57,6 +58,7 @@ def compile_policy(id: str, section: Section) -> Policy:
         canaries=_canaries(section),
         shadow=_shadow(section.section("shadow", KEYS["shadow"])) if "shadow" in section else None,
         fallback=fallback,
+        prompts=compile_prompts(section.section("prompts", KEYS["prompts"])) if "prompts" in section else None,
     )
 
 

@@ -13,8 +13,8 @@ from gateway.config.model import AwsKeys, Provider, Secret
 from gateway.config.row_book import find_row, make_row, shipped_rows
 from gateway.config.rows import Dialect, Row
 from gateway.config.section import Section
+from gateway.config.variables import FILE, SECRET, Texts, variables_in
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _PLACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
@@ -52,8 +52,7 @@ def compile_provider(id: str, section: Section, environ: Mapping[str, str], rows
     row = None if adapter is None else find_row(adapter, rows)
     if adapter == LOCAL:
         section.require("model", "name the model that the local engine loads")
-    unset: dict[str, None] = {}
-    values = _Values(section, environ, unset)
+    values = Texts(section, environ)
     region, project = values.text("region"), values.text("project")
     base_url = values.text("base_url")
     if base_url is not None:
@@ -63,7 +62,7 @@ def compile_provider(id: str, section: Section, environ: Mapping[str, str], rows
         base_url = _own_address(section, row, {"region": region, "project": project})
         if row.key is not None and "api_key" not in section and not _KEYS & set(section):
             values.default("api_key", f"${{{row.key}}}")
-    api_key = values.header_value(section, "api_key")
+    api_key = _header_value(section, "api_key", values)
     aws = _aws_keys(section, values)
     google = values.text("credentials")
     ca_file = values.text("ca_file")
@@ -87,7 +86,7 @@ def compile_provider(id: str, section: Section, environ: Mapping[str, str], rows
         model=model,
         ca_file=ca_file,
         headers={**{name.lower(): Secret(value) for name, value in row.headers.items()}, **headers},
-        missing=_missing(list(unset)),
+        missing=values.missing,
     )
 
 
@@ -126,7 +125,7 @@ def _own_address(section: Section, row: Row, parts: Mapping[str, str | None]) ->
     return address
 
 
-def _aws_keys(section: Section, values: _Values) -> AwsKeys | None:
+def _aws_keys(section: Section, values: Texts) -> AwsKeys | None:
     access, secret = values.text("access_key_id"), values.text("secret_access_key")
     session = values.text("session_token")
     if "access_key_id" in section or "secret_access_key" in section:
@@ -171,64 +170,29 @@ def _dialect(section: Section, adapter: str, row: Row, rows: Mapping[str, Row]) 
         return row.dialect
 
 
-def variables_in(text: str) -> list[str]:
-    """The names of the variables in a text as written."""
-    return [match[1] for match in _VARIABLE.finditer(text)]
-
-
-class _Values:
-    """Texts of one provider with their variables replaced; collects the names that are not set."""
-
-    def __init__(self, section: Section, environ: Mapping[str, str], unset: dict[str, None]) -> None:
-        self._section = section
-        self._environ = environ
-        self._unset = unset
-        self._defaults: dict[str, str] = {}
-
-    def default(self, key: str, written: str) -> None:
-        """What holds where the key is left out."""
-        self._defaults[key] = written
-
-    def text(self, key: str) -> str | None:
-        return self.replaced(self._section, key)
-
-    def header_value(self, section: Section, key: str) -> str | None:
-        value = self.replaced(section, key, empty=True)
-        if value is not None and not _HEADER_VALUE.fullmatch(value):
-            hint = "look for a line break or a character outside ASCII in it, or in its variable"
-            section.add(key, f"{section.name(key)} cannot be sent in a header", hint)
-            return None
+def _header_value(section: Section, key: str, values: Texts) -> str | None:
+    """What can be sent in a header. One out of a file or the database that cannot is as good as not set: it may change
+    without the document."""
+    value = values.replaced(section, key, empty=True)
+    if value is None or _HEADER_VALUE.fullmatch(value):
         return value
-
-    def replaced(self, section: Section, key: str, *, empty: bool = False) -> str | None:
-        """The text at `key`; None where it is left out, wrong, empty, or names a variable that is not set."""
-        written = section.text(key) if key in section else self._defaults.get(key)
-        if written is None:
-            return None
-        if "${" in _VARIABLE.sub("", written):
-            hint = "write `${NAME}`, or `${NAME:-value}` for one that need not be set"
-            section.add(key, f"{section.name(key)} holds a `${{` that is no variable", hint)
-            return None
-        # An empty variable counts as unset. A line break at its end is what `cat key.txt` leaves: it is cut off.
-        found = {name: self._environ.get(name, "").strip() for name in variables_in(written)}
-        unset = [match[1] for match in _VARIABLE.finditer(written) if match[2] is None and not found[match[1]]]
-        if unset:
-            self._unset.update(dict.fromkeys(unset))
-            return None
-        value = _VARIABLE.sub(lambda match: found[match[1]] or match[2] or "", written).strip()
-        if not value and not empty:
-            section.add(key, f"{section.name(key)} is empty", "write a value, or remove the key")
-        return value or None
+    stored = [name for name in variables_in(section.text(key) or "") if name.startswith((FILE, SECRET))]
+    if stored:
+        values.unset |= dict.fromkeys(stored, "cannot be sent in a header")
+        return None
+    hint = "look for a line break or a character outside ASCII in it, or in its variable"
+    section.add(key, f"{section.name(key)} cannot be sent in a header", hint)
+    return None
 
 
-def _headers(section: Section, values: _Values) -> dict[str, Secret]:
+def _headers(section: Section, values: Texts) -> dict[str, Secret]:
     headers: dict[str, Secret] = {}
     for name in section:
         lower = name.lower()
         if not HEADER_NAME.fullmatch(name) or lower in headers or lower in _FRAMING:
             hint = "write each name once; headers of the connection itself are the gateway's"
             section.add(name, f"{quoted(name)} cannot be a header", hint)
-        elif value := values.header_value(section, name):
+        elif value := _header_value(section, name, values):
             headers[lower] = Secret(value)
     return headers
 
@@ -246,10 +210,3 @@ def _check_url(section: Section, url: str) -> None:
         section.add("base_url", f"{name} holds credentials", "move them to `api_key` or `headers`")
     elif "?" in url or "#" in url:
         section.add("base_url", f"{name} holds a query or a fragment", "remove what follows `?` or `#`")
-
-
-def _missing(unset: list[str]) -> str | None:
-    if not unset:
-        return None
-    names = ", ".join(f"`{name}`" for name in unset)
-    return f"{names} {'is' if len(unset) == 1 else 'are'} not set"

@@ -90,7 +90,7 @@ class Section:
             yield key, Section(self.report, (*self.path, key), value, keys)
 
     def check_id(self, path: KeyPath, id: str) -> None:
-        if not _ID.fullmatch(id):
+        if not is_id(id):
             hint = "letters, digits, `.`, `_` and `-`, the first a letter or digit, at most 64"
             self.report.add(path, f"{quoted(id)} cannot be an id", hint)
 
@@ -270,6 +270,10 @@ class Section:
             self.report.add(path, f"{shown(path)} is empty", "write a value, or remove the key")
             return None
         return value
+
+
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
 
 
 def shown(path: KeyPath) -> str:

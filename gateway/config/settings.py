@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import secrets
+import socket
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.config.model import Secret
+from gateway.config.variables import Variables
+from gateway.private_file import replace_file
+from gateway.secrets import KEY_VARIABLE
 
 SOCKET_PATH_BYTES = 107
 """Longest path of a unix socket on Linux: `sun_path` has 108 bytes, one of them the closing zero."""
@@ -22,17 +28,27 @@ SOCKET_NAME_BYTES = 40
 
 @dataclass(frozen=True)
 class Settings:
-    """Where things are. `database_url` None: embedded PostgreSQL. `admin_key` None: one is generated."""
+    """Where things are. `database_url` None: embedded PostgreSQL. `admin_key` None: one is generated.
+
+    `secret_key`: keys for stored secrets, as `gateway.secrets` reads them; None: those of the key file. `signing_key`:
+    what signs closed months, as `gateway.signing` reads it; None: the key of `signing_key_file`.
+    """
 
     config_path: Path
     home: Path
     database_url: Secret | None = None
     admin_key: Secret | None = None
+    secret_key: Secret | None = None
+    signing_key: Secret | None = None
 
     @property
     def database_dir(self) -> Path:
         """The embedded PostgreSQL's own folder; PostgreSQL makes it."""
         return self.home / "database"
+
+    @property
+    def signing_key_file(self) -> Path:
+        return self.home / "signing.key"
 
     @property
     def spool_dir(self) -> Path:
@@ -41,6 +57,15 @@ class Settings:
     @property
     def models_dir(self) -> Path:
         return self.home / "models"
+
+    @property
+    def gateway_name(self) -> str:
+        """Of this gateway among those that share a database; it stays the same as long as the home folder does."""
+        return self._name_file.read_text().strip()
+
+    @property
+    def _name_file(self) -> Path:
+        return self.home / "gateway-name"
 
     @property
     def run_dir(self) -> Path:
@@ -64,6 +89,9 @@ class Settings:
             _create(folder, 0o700)
         if self.run_dir.parent != self.home:
             _demand_private(self.run_dir)
+        if not self._name_file.exists():
+            host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:40]
+            replace_file(self._name_file, f"{host}-{secrets.token_hex(4)}\n".encode())
 
 
 def load_settings(environ: Mapping[str, str] | None = None, *, config: Path | None = None) -> Settings:
@@ -71,7 +99,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, config: Path | No
 
     An empty variable counts as unset. Paths come out absolute, so that a change of the working directory is harmless.
     """
-    environ = environment_variables() if environ is None else environ
+    environ = _environ() if environ is None else environ
 
     def secret(name: str) -> Secret | None:
         return Secret(environ[name]) if environ.get(name) else None
@@ -79,15 +107,18 @@ def load_settings(environ: Mapping[str, str] | None = None, *, config: Path | No
     named = config or (Path(environ["HATCHWAY_CONFIG"]) if environ.get("HATCHWAY_CONFIG") else None)
     return Settings(
         config_path=(named or _default_config()).expanduser().absolute(),
-        home=Path(environ.get("HATCHWAY_HOME") or "~/.hatchway").expanduser().absolute(),
+        home=_home(environ),
         database_url=secret("HATCHWAY_DATABASE_URL"),
         admin_key=secret("HATCHWAY_ADMIN_KEY"),
+        secret_key=secret(KEY_VARIABLE),
+        signing_key=secret("HATCHWAY_SIGNING_KEY"),
     )
 
 
 def environment_variables() -> Mapping[str, str]:
-    """A copy of the process's environment, for the compiler's `${NAME}`."""
-    return dict(os.environ)  # noqa: TID251 - the one place that reads the environment
+    """A copy of the process's environment, for the compiler's `${NAME}`; files and stored secrets beside it."""
+    environ = _environ()
+    return Variables(environ, _home(environ))
 
 
 def shipped(name: Literal["policies", "migrations"]) -> Path:
@@ -97,6 +128,14 @@ def shipped(name: Literal["policies", "migrations"]) -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(f"the shipped folder `{name}` is missing\nhint: install the distribution again")
+
+
+def _environ() -> dict[str, str]:
+    return dict(os.environ)  # noqa: TID251 - the one place that reads the environment
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("HATCHWAY_HOME") or "~/.hatchway").expanduser().absolute()
 
 
 def _default_config() -> Path:

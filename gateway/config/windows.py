@@ -21,16 +21,16 @@ _MAX_ZONE = 64
 def compile_window(section: Section) -> Window:
     """The window as far as it can be read; mistakes are reported, also that it never opens."""
     days = _days(section)
-    start, end = _minute(section, "from"), _minute(section, "to")
+    start, end = read_minute(section, "from"), read_minute(section, "to")
     if end is not None and end == (start or 0) and section.raw("to") != _MIDNIGHT:
         message = f"{section.name('to')} is when it begins: the window never opens"
         section.add("to", message, "for the whole day leave `from` and `to` out")
-    since, until = _date(section, "since"), _date(section, "until")
+    since, until = read_date(section, "since"), read_date(section, "until")
     window = Window(
         days=days or Window().days,
         start=start or 0,
         end=end or 0,
-        zone=_zone(section),
+        zone=read_zone(section),
         since=since,
         until=until,
     )
@@ -61,7 +61,7 @@ def _days(section: Section) -> frozenset[int] | None:
     return frozenset(days)
 
 
-def _minute(section: Section, key: str) -> int | None:
+def read_minute(section: Section, key: str) -> int | None:
     """The minute of the day; the end of the day is the beginning of the next one: 0."""
     value = section.text(key)
     if value is None:
@@ -74,7 +74,7 @@ def _minute(section: Section, key: str) -> int | None:
     return None
 
 
-def _date(section: Section, key: str) -> date | None:
+def read_date(section: Section, key: str) -> date | None:
     value = section.text(key)
     if value is None:
         return None
@@ -87,7 +87,8 @@ def _date(section: Section, key: str) -> date | None:
     return None
 
 
-def _zone(section: Section) -> str:
+def read_zone(section: Section) -> str:
+    """The IANA name at `zone`; left out or wrong: UTC."""
     name = section.text("zone")
     if name is None:
         return Window().zone

@@ -44,6 +44,7 @@ class Row(NamedTuple):
     line: bytes  # the record in the spool
     path: Path  # and where it stands
     offset: int
+    is_start: bool = False  # an attempt as it began: one that is in the table already says more
 
 
 class Refused(NamedTuple):
@@ -59,12 +60,24 @@ class Inserted(NamedTuple):
     refused: list[Refused]
 
 
+class _Merged(NamedTuple):
+    rows: int
+    others: list[tuple[int, str]]  # positions of rows whose key has other content in the table: the columns
+
+
 class Table:
-    """Where a batch goes. `key`: the column by which a row is known. `mend`: makes another line of a record that was
-    refused, without what may be at fault; None: there is nothing to leave out."""
+    """Where a batch goes. `key`: the column by which a row is known. `compared`: columns in which a row that is there
+    already has to be the same. `mend`: makes another line of a record that was refused, without what may be at fault;
+    None: there is nothing to leave out."""
 
     def __init__(
-        self, name: str, columns: Sequence[str], key: str, mend: Callable[[bytes], bytes] | None = None
+        self,
+        name: str,
+        columns: Sequence[str],
+        key: str,
+        *,
+        compared: Sequence[str] = (),
+        mend: Callable[[bytes], bytes] | None = None,
     ) -> None:
         names = ", ".join(columns)
         csv = rf"({names}) FROM STDIN (FORMAT csv, ESCAPE '\', NULL 'null', ENCODING 'UTF8')"
@@ -72,10 +85,21 @@ class Table:
         self._mend = mend
         self._copy = f"COPY {name} {csv}".encode()
         self._copy_batch = f"COPY pg_temp.{batch} {csv}".encode()
-        self._create = f"CREATE TEMPORARY TABLE IF NOT EXISTS {batch} (LIKE {name}) ON COMMIT DELETE ROWS".encode()
-        self._insert = (
-            f"INSERT INTO {name} ({names}) SELECT {names} FROM pg_temp.{batch} ON CONFLICT ({key}) DO NOTHING"
+        self._create = (
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {batch} (LIKE {name}, batch_position bigserial)"
+            " ON COMMIT DELETE ROWS"
         ).encode()
+        self._insert = (
+            f"INSERT INTO {name} ({names}) SELECT {names} FROM pg_temp.{batch} ORDER BY batch_position"
+            f" ON CONFLICT ({key}) DO NOTHING"
+        ).encode()
+        differing = ", ".join(f"CASE WHEN b.{one} IS DISTINCT FROM t.{one} THEN '{one}' END" for one in compared)
+        self._others = f"""
+            SELECT * FROM (
+              SELECT batch_position - (SELECT min(batch_position) FROM pg_temp.{batch}), concat_ws(', ', {differing})
+              FROM pg_temp.{batch} AS b JOIN {name} AS t USING ({key})
+            ) AS found (position, columns) WHERE columns <> '' ORDER BY position
+        """.encode() if compared else None  # fmt: skip  # the statement is one piece
 
     def insert(self, connection: Connection, rows: Sequence[Row]) -> Inserted:
         """Inserts `rows`, whether or not some are in the table already. A row that PostgreSQL refuses does not keep
@@ -96,7 +120,9 @@ class Table:
         while halves:
             start, end = halves.pop()
             try:
-                inserted += self._merge(connection, lines[start:end])
+                merged = self._merge(connection, lines[start:end])
+                inserted += merged.rows
+                refused += _conflicts(rows, start, merged)
             except psycopg.Error as error:
                 if not _is_about_row(error):
                     raise
@@ -113,7 +139,7 @@ class Table:
         if self._mend is None:
             return None
         try:
-            return self._merge(connection, [self._mend(row.line)])
+            return self._merge(connection, [self._mend(row.line)]).rows
         except psycopg.Error as error:
             if not _is_about_row(error):
                 raise
@@ -127,15 +153,18 @@ class Table:
                 copy.write(b"".join(lines))
             return cursor.rowcount
 
-    def _merge(self, connection: Connection, lines: Sequence[bytes]) -> int:
-        """Passes over those that are in the table already."""
+    def _merge(self, connection: Connection, lines: Sequence[bytes]) -> _Merged:
+        """Passes over those that are in the table already, and tells which of them say something else there."""
         with connection.transaction(), connection.cursor() as cursor:
             cursor.execute(_PREPARE)
             cursor.execute(self._create)
             with cursor.copy(self._copy_batch) as copy:
                 copy.write(b"".join(lines))
             cursor.execute(self._insert)
-            return cursor.rowcount
+            count = cursor.rowcount
+            if self._others is None or count == len(lines):
+                return _Merged(count, [])
+            return _Merged(count, cursor.execute(self._others).fetchall())
 
 
 def csv_values(values: Sequence[object]) -> bytes:
@@ -155,6 +184,15 @@ def csv_json(json: bytes | msgspec.Raw | None) -> bytes:
 def _unescape(escape: re.Match[bytes]) -> bytes:
     code, letter = escape.groups()
     return bytes.fromhex(code.decode()) if code else _CONTROLS.get(letter, escape[0])
+
+
+def _conflicts(rows: Sequence[Row], start: int, merged: _Merged) -> list[Refused]:
+    """A row that is not the one in the table with its key. An attempt as it began is no contradiction to its end."""
+    return [
+        Refused(start + position, f"a row with this id is in the table, and differs in: {columns}", False)
+        for position, columns in merged.others
+        if not rows[start + position].is_start
+    ]
 
 
 def _is_about_row(error: psycopg.Error) -> bool:

@@ -1,18 +1,24 @@
-"""One line of a spool: a usage event or a decision, its kind and a checksum.
+"""One line of a spool: a usage event or a decision, its kind, its number and a checksum.
 
-    hatchway-spool 1
-    51d7be02 D {"request_id":"req_0199...","at":...}
-    8f1c03aa S {"event_id":"0199...","request_id":...}
-    2b90d1e7 E {"event_id":"0199...","request_id":...}
+    hatchway-spool 2
+    51d7be02 D 1 {"request_id":"req_0199...","at":...}
+    8f1c03aa S 2 {"event_id":"0199...","request_id":...}
+    2b90d1e7 E 3 {"event_id":"0199...","request_id":...}
+    70e5c6d9 Z 4 {"records":3,"is_last":true}
 
-The first line of a file names the format version. Every further line is `crc32 kind json\\n`: eight hex digits of
-the CRC-32 (zlib) over `kind json`, the kind, and JSON in one line. Decimals are JSON strings, timestamps RFC 3339.
+The first line of a file names the format version. Every further line is `crc32 kind number json\\n`: eight hex digits
+of the CRC-32 (zlib) over `kind number json`, the kind, the number, and JSON in one line. Numbers count the lines of one
+process from 1, on and on through its segments: whatever is removed, inserted or moved leaves a gap or a repetition.
+Decimals are JSON strings, timestamps RFC 3339. Version 1 has neither numbers nor `Z`, and is still read.
 
     D  written with the first `S` of a request, by the same write, or alone for a request that no endpoint may serve;
        the decision, as `gateway.routing.explanation` describes it. It stands for itself: nothing has to follow
+    P  what was asked and answered, under a policy that keeps it, as `gateway.prompts` writes it; likewise
     S  written before the upstream is called; the event as it holds if its worker dies
     E  written when the attempt is settled; the event, in which `prices` and `raw_usage` are the JSON that was given,
        verbatim but for line breaks
+    Z  ends a segment that was not cut off: how many lines stand before it in the file, and whether its process wrote
+       no other segment after it
 """
 
 from __future__ import annotations
@@ -24,20 +30,20 @@ import msgspec
 
 from gateway.types import UsageEvent
 
-Kind = Literal["S", "E", "D"]
-EventKind = Literal["S", "E"]
+Kind = Literal["S", "E", "D", "P", "Z"]
 
-HEADER = b"hatchway-spool 1\n"
+HEADER = b"hatchway-spool 2\n"
+FIRST_HEADER = b"hatchway-spool 1\n"
 MAX_RECORD = 256 * 1024  # bytes of JSON
-MAX_LINE = MAX_RECORD + 16  # checksum, kind, blanks and line break
+MAX_LINE = MAX_RECORD + 36  # checksum, kind, number, blanks and line break
 WORKER_LOST = "worker_lost"
 DROPPED = "hatchway.dropped"
 """Tag that names what was left out of a row, so that a gap is visible in the ledger itself."""
 
 _MAX_TEXT = 1024  # characters of one text column in a record that was too long
 _ID_FIRST = b'{"event_id":"'  # how every record begins
-_START: dict[Kind, int] = {"S": crc32(b"S "), "E": crc32(b"E "), "D": crc32(b"D ")}
-_KINDS: dict[bytes, Kind] = {b" S ": "S", b" E ": "E", b" D ": "D"}
+_KINDS: dict[bytes, Kind] = {b" S ": "S", b" E ": "E", b" D ": "D", b" P ": "P", b" Z ": "Z"}
+_MAX_DIGITS = 19  # of a number
 _encode = msgspec.json.Encoder().encode
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -47,8 +53,18 @@ class BadRecord(ValueError):
 
 
 class Line(NamedTuple):
+    """`number`: None in a line of format version 1."""
+
     kind: Kind
     json: bytes
+    number: int | None
+
+
+class End(msgspec.Struct):
+    """The JSON of a `Z`."""
+
+    records: int
+    is_last: bool
 
 
 class _Stored(UsageEvent, kw_only=True):
@@ -63,10 +79,11 @@ class _Identity(msgspec.Struct):
 
 _decode_stored = msgspec.json.Decoder(_Stored).decode
 _decode_identity = msgspec.json.Decoder(_Identity).decode
+_decode_end = msgspec.json.Decoder(End).decode
 
 
-def write_line(kind: EventKind, event: UsageEvent) -> bytes:
-    """The line for `event`, never longer than MAX_LINE.
+def write_event(event: UsageEvent) -> bytes:
+    """The JSON of `event`, never longer than MAX_RECORD.
 
     A value that cannot be stored (not JSON, text that is not Unicode, a record over the limit) costs that value, never
     the row: `raw_usage` goes first, then `tags`, then long texts are cut, and the tag DROPPED says so.
@@ -79,33 +96,45 @@ def write_line(kind: EventKind, event: UsageEvent) -> bytes:
         json = _encode(shrink(event))
     if len(json) > MAX_RECORD:
         json = _fit(event)
-    return _line(kind, json)
+    return json
 
 
-def write_decision(json: bytes) -> bytes:
-    """The line for a decision. Raises `ValueError` when it is longer than MAX_RECORD: who makes one bounds it."""
+def write_line(kind: Kind, number: int, json: bytes) -> bytes:
+    """Raises `ValueError` for JSON that is longer than MAX_RECORD: who makes what is no event bounds it."""
     if len(json) > MAX_RECORD:
-        raise ValueError(f"a decision of {len(json)} bytes is over {MAX_RECORD}")
-    return _line("D", json)
-
-
-def _line(kind: Kind, json: bytes) -> bytes:
+        raise ValueError(f"a record of {len(json)} bytes is over {MAX_RECORD}")
     if b"\n" in json:  # only between tokens of a spliced value: inside a JSON string a line break is `\n` escaped
         json = json.replace(b"\n", b" ")
-    return b"%08x %c %b\n" % (crc32(json, _START[kind]), ord(kind), json)
+    record = b"%c %d %b" % (ord(kind), number, json)
+    return b"%08x %b\n" % (crc32(record), record)
+
+
+def write_end(number: int, records: int, *, is_last: bool) -> bytes:
+    """The line of a `Z`."""
+    return write_line("Z", number, _encode(End(records, is_last)))
 
 
 def read_line(line: bytes) -> Line:
-    """Checks one line and splits it. Raises `BadRecord` with the reason."""
+    """Checks one line, of either version, and splits it. Raises `BadRecord` with the reason."""
     if not line.endswith(b"\n"):
         raise BadRecord("no line break at the end")
     kind = _KINDS.get(line[8:11])
     if kind is None:
-        raise BadRecord("not of the form `crc32 kind json`")
-    json = line[11:-1]
-    if line[:8] != b"%08x" % crc32(json, _START[kind]):
+        raise BadRecord("not of the form `crc32 kind number json`")
+    if line[:8] != b"%08x" % crc32(line[9:-1]):
         raise BadRecord("wrong checksum")
-    return Line(kind, json)
+    digits, blank, json = line[11 : 12 + _MAX_DIGITS].partition(b" ")
+    if blank and digits.isdigit():
+        return Line(kind, line[12 + len(digits) : -1], int(digits))
+    return Line(kind, line[11:-1], None)
+
+
+def read_end(json: bytes) -> End:
+    """Raises `BadRecord`."""
+    try:
+        return _decode_end(json)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRecord(f"not the end of a segment: {error}") from error
 
 
 def read_event(json: bytes) -> UsageEvent:

@@ -1,4 +1,4 @@
-"""Records as rows of their tables: usage events in `usage_events`, decisions in `decisions`."""
+"""Records as rows of their tables: usage events in `usage_events`, decisions in `decisions`, prompts in `prompts`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,21 @@ class _Head(msgspec.Struct):
 
 DECISION_COLUMNS = (*_Head.__struct_fields__, "body")
 
+
+class _Prompt(msgspec.Struct):
+    request_id: str
+    at: str
+    expires_at: str
+    team: str
+    policy: str
+    body: msgspec.Raw
+
+
+PROMPT_COLUMNS = _Prompt.__struct_fields__
+
 _encode = msgspec.json.Encoder().encode
 _decode_head = msgspec.json.Decoder(_Head).decode
+_decode_prompt = msgspec.json.Decoder(_Prompt).decode
 
 
 def event_csv(event: UsageEvent) -> bytes:
@@ -58,6 +71,19 @@ def decision_csv(json: bytes) -> bytes:
     return b"%b,%b\n" % (csv_values(msgspec.structs.astuple(head)), csv_json(json))
 
 
+def prompt_csv(json: bytes) -> bytes:
+    """What was asked and answered as PostgreSQL is to read it: the values of PROMPT_COLUMNS, and a line break.
+
+    Raises `BadRecord` when the JSON is none.
+    """
+    try:
+        prompt = _decode_prompt(json)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRecord(f"not a kept prompt: {error}") from error
+    *plain, body = msgspec.structs.astuple(prompt)
+    return b"%b,%b\n" % (csv_values(plain), csv_json(body))
+
+
 def _mended_event(line: bytes) -> bytes:
     """With texts that can be stored and without `raw_usage`, because those come from outside: a NUL in a model's name
     must not make a request free."""
@@ -65,5 +91,7 @@ def _mended_event(line: bytes) -> bytes:
     return event_csv(shrink(event, "raw_usage", max_text=_MAX_TEXT))
 
 
-EVENTS = Table("usage_events", EVENT_COLUMNS, "event_id", _mended_event)
+_COMPARED = tuple(column for column in EVENT_COLUMNS if column not in ("event_id", "late_at"))  # those it brings itself
+EVENTS = Table("usage_events", EVENT_COLUMNS, "event_id", compared=_COMPARED, mend=_mended_event)
 DECISIONS = Table("decisions", DECISION_COLUMNS, "request_id")
+PROMPTS = Table("prompts", PROMPT_COLUMNS, "request_id")

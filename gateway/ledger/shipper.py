@@ -18,11 +18,23 @@ import psycopg
 
 from gateway.errors import StoreError
 from gateway.ledger import segment as segments
+from gateway.ledger.backlog import Backlog, measure
 from gateway.ledger.batch import Connection, Row, Table
-from gateway.ledger.record import HEADER, MAX_LINE, BadRecord, read_event, read_event_id, read_line
+from gateway.ledger.record import (
+    FIRST_HEADER,
+    HEADER,
+    MAX_LINE,
+    BadRecord,
+    Line,
+    read_end,
+    read_event,
+    read_event_id,
+    read_line,
+)
 from gateway.ledger.rejects import Reject, reject, write_rejects
-from gateway.ledger.rows import DECISIONS, EVENTS, decision_csv, event_csv
-from gateway.ledger.segment import Segment
+from gateway.ledger.rows import DECISIONS, EVENTS, PROMPTS, decision_csv, event_csv, prompt_csv
+from gateway.ledger.segment import Saved, Segment
+from gateway.ledger.sequence import Finding, Sequence
 
 LOCK_FILE = "shipper.lock"
 BATCH_ROWS = 2000
@@ -37,7 +49,7 @@ class ShipperBusy(Exception):
 
 
 class Shipped(NamedTuple):
-    """What one round did. `rejected`, `torn`, `mended` have a line each in `spool/rejected/`."""
+    """What one round did. `rejected`, `torn`, `mended` and `damaged` have a line each in `spool/rejected/`."""
 
     rows: int = 0  # new usage events in their table
     bytes: int = 0  # read from the spool and dealt with
@@ -47,6 +59,9 @@ class Shipped(NamedTuple):
     lost: int = 0  # attempts of dead workers that were never settled, shipped as they began
     mended: int = 0  # rows shipped without a value that PostgreSQL refuses
     decisions: int = 0  # new ones in their table
+    prompts: int = 0  # likewise
+    damaged: int = 0  # places where lines are missing, or stand where they do not belong
+    unclosed: int = 0  # dead workers that did not end their spool: killed, or its end was cut off
 
 
 @dataclass
@@ -55,13 +70,16 @@ class _Progress:
 
     segment: Segment
     read: int
-    saved: int
-    unsettled: dict[str, int] = field(default_factory=dict)  # event id -> where its `S` stands, in the order written
+    saved: Saved
+    sequence: Sequence
+    is_numbered: bool = False
+    knows_end: bool = True  # its last line was read by this shipper, or will be
+    unsettled: dict[str, Saved] = field(default_factory=dict)  # event id -> where its `S` stands, in the order written
 
     @property
-    def confirmed(self) -> int:
+    def confirmed(self) -> Saved:
         """Where reading has to begin after a restart: no `S` whose `E` has not been seen may be skipped."""
-        return next(iter(self.unsettled.values()), self.read)
+        return next(iter(self.unsettled.values()), Saved(self.read, self.sequence.expected))
 
 
 @dataclass
@@ -70,12 +88,21 @@ class _Round:
 
     rows: list[Row] = field(default_factory=list)
     decisions: list[Row] = field(default_factory=list)
+    prompts: list[Row] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     size: int = 0  # bytes of all
     done: Counter[str] = field(default_factory=Counter)  # by field of `Shipped`
 
     def add_reject(self, path: Path, offset: int, reason: str, line: bytes) -> None:
         self.rejects.append(reject(path, offset, reason, line))
+        self.size += len(line)
+
+    def add_finding(self, path: Path, offset: int, found: Finding, line: bytes) -> None:
+        self.done["damaged"] += 1
+        kept = line if found.is_kept_out else None
+        self.rejects.append(
+            reject(path, offset, found.reason, kept, missing=found.missing, is_misplaced=found.is_kept_out)
+        )
         self.size += len(line)
 
 
@@ -106,6 +133,7 @@ class Shipper:
         self._progress: dict[Path, _Progress] = {}
         self._origins: dict[str, _Progress] = {}  # event id -> the segment with its `S`
         self._foreign: set[Path] = set()  # of another format version, reported once
+        self._is_swept = False
 
     def ship_once(self) -> Shipped:
         """Ships everything that is in the spool now. Blocking.
@@ -136,6 +164,10 @@ class Shipper:
             if segment.path not in self._foreign
         )
 
+    def backlog(self) -> Backlog:
+        """What waits in the spool, and how long, without asking PostgreSQL. Any thread. Raises: `OSError`."""
+        return measure(self._directory, {path: progress.read for path, progress in list(self._progress.items())})
+
     def close(self) -> None:
         """Closes the connection and lets another shipper in. Waits for a round that is running."""
         with self._turn:
@@ -153,6 +185,9 @@ class Shipper:
         self.close()
 
     def _ship(self) -> Shipped:
+        if not self._is_swept:
+            segments.sweep(self._directory)
+            self._is_swept = True
         dead = self._dead_processes()
         # Listed after the check: whatever a dead worker wrote is complete here.
         listed = segments.segments_by_process(self._directory)
@@ -164,6 +199,7 @@ class Shipper:
                 is_final = process in dead or segment is not own[-1]
                 self._read_segment(current, segment, is_final)
             if process in dead:
+                self._check_end(current, own[-1])
                 self._read_lost(current, own)
         self._flush(current)
         for process, own in listed.items():
@@ -185,16 +221,16 @@ class Shipper:
         path = segment.path
         if path in self._foreign:
             return
-        progress = self._progress.get(path)
-        if progress is None:
-            saved = segments.offset_of(path)
-            progress = self._progress[path] = _Progress(segment, saved, saved)
         end = _size(path)
-        if progress.read >= end:
+        progress = self._progress.get(path)
+        if progress is not None and progress.read >= end:
             return
         with open(path, "rb") as file:
-            if progress.read == 0 and not self._read_header(progress, file):
-                return
+            if progress is None:
+                progress = self._begin(current, segment, file)
+                if progress is None:
+                    return
+                self._progress[path] = progress
             file.seek(progress.read)
             while progress.read < end:
                 line = file.readline(MAX_LINE)
@@ -205,30 +241,72 @@ class Shipper:
                 current.done["bytes"] += len(line)
                 self._flush_if_full(current)
 
-    def _read_header(self, progress: _Progress, file: BinaryIO) -> bool:
-        """Passes the header. False for another version of the format: such a file is left for who can read it.
+    def _begin(self, current: _Round, segment: Segment, file: BinaryIO) -> _Progress | None:
+        """Finds out where to go on. None: a file of another version of the format, which is left for who can read it.
         A header that is no header at all was damaged; the checksums tell which records were not."""
         head = file.readline(len(HEADER))
-        if head == HEADER:
-            progress.read = len(HEADER)
-        elif head.startswith(_FORMAT):
-            self._foreign.add(progress.segment.path)
-            _log.error("`%s` is of another format version and stays where it is", progress.segment.path.name)
-            return False
-        return True
+        if head.startswith(_FORMAT) and head not in (HEADER, FIRST_HEADER):
+            self._foreign.add(segment.path)
+            _log.error("`%s` is of another format version and stays where it is", segment.path.name)
+            return None
+        saved = segments.saved_of(segment.path)
+        if saved.offset:
+            sequence = Sequence(saved.number)
+            knows_end = saved.offset < _size(segment.path)
+            return _Progress(segment, saved.offset, saved, sequence, head == HEADER, knows_end)
+        start = len(head) if head in (HEADER, FIRST_HEADER) else 0
+        expected = None if head == FIRST_HEADER else self._first_number(current, segment)
+        return _Progress(segment, start, saved, Sequence(expected), head == HEADER)
+
+    def _first_number(self, current: _Round, segment: Segment) -> int | None:
+        """The number with which a segment that is read from its start has to begin. None: nobody can tell."""
+        if segment.number == 1:
+            return 1
+        before = segments.neighbour(segment, -1)
+        progress = self._progress.get(before)
+        if progress is not None:
+            return progress.sequence.expected
+        if before in self._foreign:
+            return None
+        number = segments.number_after(before)
+        if number is None:
+            self._add_missing(current, segment, f"the segment before this one is missing: `{before.name}`")
+        return number
+
+    def _check_end(self, current: _Round, newest: Segment) -> None:
+        """Of a dead process: whether it came to its end, as far as the newest segment tells."""
+        progress = self._progress.get(newest.path)
+        if progress is None or not progress.is_numbered or not progress.knows_end:
+            return
+        end = progress.sequence.end
+        if end is None:
+            current.done["unclosed"] += 1
+        elif not end.is_last and not segments.was_shipped(segments.neighbour(newest, 1)):
+            self._add_missing(current, newest, "the segment after this one is missing")
+
+    def _add_missing(self, current: _Round, segment: Segment, reason: str) -> None:
+        current.add_finding(segment.path, 0, Finding(reason), b"")
 
     def _take(self, current: _Round, progress: _Progress, line: bytes, *, is_last: bool) -> None:
         path, offset = progress.segment.path, progress.read
         try:
-            kind, json = read_line(line)
+            read = read_line(line)
+            if not self._is_in_place(current, progress, read, line):
+                return
+            kind, json, number = read
             if kind == "S":
                 event_id = read_event_id(json)
-                progress.unsettled[event_id] = offset
+                progress.unsettled[event_id] = Saved(offset, number)
                 self._origins[event_id] = progress
                 return
-            if kind == "D":
-                current.decisions.append(Row(decision_csv(json), line, path, offset))
+            if kind in ("D", "P"):
+                if kind == "D":
+                    current.decisions.append(Row(decision_csv(json), line, path, offset))
+                else:
+                    current.prompts.append(Row(prompt_csv(json), line, path, offset))
                 current.size += len(line)
+                return
+            if kind == "Z":
                 return
             event = read_event(json)
         except BadRecord as error:
@@ -245,6 +323,22 @@ class Shipper:
         current.rows.append(Row(event_csv(event), line, path, offset))
         current.size += len(line)
 
+    def _is_in_place(self, current: _Round, progress: _Progress, read: Line, line: bytes) -> bool:
+        """Whether the line is to be taken; what is wrong with its place is reported. Raises `BadRecord`."""
+        path, offset, sequence = progress.segment.path, progress.read, progress.sequence
+        if read.number is None:
+            if not progress.is_numbered:
+                return True
+            found: Finding | None = Finding("a line without a number among numbered ones", is_kept_out=True)
+        else:
+            found = sequence.take(read.number)
+            if found is None and read.kind == "Z":
+                found = sequence.finish(read.number, read_end(read.json))
+        if found is None:
+            return True
+        current.add_finding(path, offset, found, line)
+        return not found.is_kept_out
+
     def _read_lost(self, current: _Round, own: list[Segment]) -> None:
         """Adds what a dead worker began and did not settle."""
         for segment in own:
@@ -252,14 +346,14 @@ class Shipper:
             if progress is None or not progress.unsettled:
                 continue
             with open(segment.path, "rb") as file:
-                for event_id, offset in list(progress.unsettled.items()):
+                for event_id, (offset, _) in list(progress.unsettled.items()):
                     file.seek(offset)
                     line = file.readline(MAX_LINE)
                     del progress.unsettled[event_id]
                     self._origins.pop(event_id, None)
                     try:
                         event = read_event(read_line(line).json)
-                        current.rows.append(Row(event_csv(event), line, segment.path, offset))
+                        current.rows.append(Row(event_csv(event), line, segment.path, offset, is_start=True))
                         current.done["lost"] += 1
                     except BadRecord as error:
                         current.done["rejected"] += 1
@@ -268,7 +362,7 @@ class Shipper:
                     self._flush_if_full(current)
 
     def _flush_if_full(self, current: _Round) -> None:
-        longest = max(len(current.rows), len(current.decisions))
+        longest = max(len(current.rows), len(current.decisions), len(current.prompts))
         if longest + len(current.rejects) >= self._batch_rows or current.size >= self._batch_bytes:
             self._flush(current)
 
@@ -276,12 +370,13 @@ class Shipper:
         """Tables first, then the files of what they refused, then the offsets: a crash in between ships again."""
         current.done["rows"] += self._insert(current, EVENTS, current.rows)
         current.done["decisions"] += self._insert(current, DECISIONS, current.decisions)
+        current.done["prompts"] += self._insert(current, PROMPTS, current.prompts)
         write_rejects(self._directory, current.rejects)
         if current.rejects:
             first = current.rejects[0]
             message = "%d records set aside in `rejected`; the first: `%s` at %d: %s"
             _log.warning(message, len(current.rejects), first.segment, first.offset, first.reason)
-        current.rows, current.decisions, current.rejects, current.size = [], [], [], 0
+        current.rows, current.decisions, current.prompts, current.rejects, current.size = [], [], [], [], 0
         self._save_offsets()
 
     def _insert(self, current: _Round, table: Table, rows: list[Row]) -> int:
@@ -301,20 +396,24 @@ class Shipper:
         for path, progress in self._progress.items():
             confirmed = progress.confirmed
             if confirmed != progress.saved:
-                segments.save_offset(path, confirmed)
+                segments.save(path, confirmed)
                 progress.saved = confirmed
 
     def _delete_shipped(self, finished: list[Segment]) -> None:
         """Removes segments that nobody writes and that hold nothing more."""
+        deleted = False
         for segment in finished:
             progress = self._progress.get(segment.path)
             if progress is not None and not progress.unsettled and progress.read >= _size(segment.path):
                 segments.delete(segment.path)
                 del self._progress[segment.path]
+                deleted = True
+        if deleted:
+            segments.sweep(self._directory)
 
     def _read_so_far(self, segment: Segment) -> int:
         progress = self._progress.get(segment.path)
-        return segments.offset_of(segment.path) if progress is None else progress.read
+        return segments.saved_of(segment.path).offset if progress is None else progress.read
 
     def _take_lock(self) -> None:
         if self._lock >= 0:

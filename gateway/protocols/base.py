@@ -155,13 +155,15 @@ class RequestView(Protocol):
 
 class Summary(msgspec.Struct):
     """What is learned of a whole answer whose bytes pass through. `text`: all that the model wrote, read only where
-    `usage` is None, to count it. `is_empty`: it ends in order and says nothing (see `is_plain_end`)."""
+    `usage` is None, to count it. `is_empty`: it ends in order and says nothing (see `is_plain_end`). `service_tier`:
+    the one that was billed, in OpenAI's words where there is one; None: it does not say."""
 
     usage: Usage | None
     raw_usage: msgspec.Raw | None
     finish_reason: str | None
     text: str
     is_empty: bool = False
+    service_tier: str | None = None
 
 
 class StreamReader(Protocol):
@@ -191,6 +193,11 @@ class StreamReader(Protocol):
 
     @property
     def finish_reason(self) -> str | None: ...
+
+    @property
+    def service_tier(self) -> str | None:
+        """The one that was billed, as far as it was said (see `Summary`)."""
+        ...
 
     def feed(self, chunk: bytes) -> bytes:
         """Takes bytes as they came, in any cut; returns those to show the client, always whole events.

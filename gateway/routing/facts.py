@@ -49,7 +49,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     `session`: what holds requests together that are best served by one endpoint. `prefix`: a hash of how the
     conversation begins. `parameters`: the request's top-level fields, read only where its wishes depend on them.
     `team_class`: the team's own class of data, which holds beside `data_class`: naming another takes nothing back.
-    `budget_left`: USD that the team's hard budget still has; None: it has none. `at`: seconds since the epoch.
+    `budget_left`: USD that the tightest hard budget still has; None: there is none. `at`: seconds since the epoch.
     """
 
     model: str

@@ -51,7 +51,7 @@ class _Kind(msgspec.Struct):
 
 
 class Planner:
-    """One for each configuration. `quote`: as `PriceBook.quote`.
+    """One for each configuration. `quote`: as `Prices.quote`.
 
     What is remembered between calls is worked out from the configuration alone, or from prices and windows of the
     minute that the facts name.
@@ -60,7 +60,7 @@ class Planner:
     def __init__(self, configuration: Configuration, quote: Quote) -> None:
         self._configuration = configuration
         self._routes = RouteTable(configuration.routes)
-        self._prices = PriceTable(quote)
+        self._prices = PriceTable(quote, [glob for contract in configuration.contracts for glob in contract.teams])
         self._seeds = {id: seed_of(id) for id in configuration.endpoints}
         self._chains = {id: self._chain(policy) for id, policy in configuration.policies.items()}
         self._names = frozenset(name.lower() for name in (*configuration.endpoints, *configuration.providers))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from random import Random
 
 import msgspec
@@ -21,15 +22,18 @@ from gateway.routing.select import USUAL_CAPACITY, Prospect
 from gateway.routing.wishes import why_too_dear
 from gateway.types import COST_UNIT, EndpointHealth, Outlook, PriceCard, RouteHabits
 
-Quote = Callable[[Endpoint, str, float, int], PriceCard | None]
-"""Prices of an endpoint by upstream model, time (seconds since the epoch) and input tokens; None: nobody states any.
-As `accounting.prices.PriceBook.quote`."""
+Quote = Callable[..., PriceCard | None]
+"""Prices of an endpoint by upstream model, time (seconds since the epoch) and input tokens, and by the keyword `team`
+where a contract is for some teams; None: nobody states any. As `accounting.prices.Prices.quote`."""
 
 UNITS = 10**12
 """`COST_UNIT`s in a USD."""
+LEAST_OUTPUT = 16
+"""Tokens of an answer that is worth its price where a budget is nearly spent."""
 _MOST = 10**40  # what has no bound of its own stays a number
 _SECONDS = 60.0
 _MAX_CARDS = 4096
+_MAX_TEAMS = 256
 _UNKNOWN = EndpointHealth()
 _NO_HABITS = RouteHabits()
 
@@ -90,19 +94,30 @@ class Target(msgspec.Struct, frozen=True):
 
 class PriceTable:
     """Remembers price cards for a minute: prices change by date and time of day. `cards`: by the id of an endpoint,
-    or by that and the model where it is sent on as asked."""
+    or by that and the model where it is sent on as asked; those of one team, where contracts are for some teams.
 
-    def __init__(self, quote: Quote) -> None:
+    `teams`: globs of the teams that contracts name; all others pay alike.
+    """
+
+    def __init__(self, quote: Quote, teams: Sequence[str] = ()) -> None:
         self.cards: dict[object, PriceCard | None] = {}
+        self._of_all = self.cards
+        self._by_team: dict[str, dict[object, PriceCard | None]] = {}
+        self._team: str | None = None
+        self._teams = tuple(teams)
         self._quote = quote
         self._minute = -math.inf
 
-    def turn_to(self, at: float) -> None:
+    def turn_to(self, at: float, team: str) -> None:
         """Before the cards of a request are asked for. `at`: seconds since the epoch."""
         minute = at // _SECONDS
-        if minute != self._minute or len(self.cards) >= _MAX_CARDS:
+        if minute != self._minute or len(self.cards) >= _MAX_CARDS or len(self._by_team) >= _MAX_TEAMS:
             self._minute = minute
-            self.cards.clear()
+            self._of_all.clear()
+            self._by_team.clear()
+        self._team, self.cards = None, self._of_all
+        if self._teams and any(fnmatchcase(team, glob) for glob in self._teams):
+            self._team, self.cards = team, self._by_team.setdefault(team, {})
 
     def card(self, endpoint: Endpoint, asked: str, input_tokens: int) -> PriceCard | None:
         model = endpoint.model
@@ -110,7 +125,9 @@ class PriceTable:
         card = self.cards.get(key, _MISSING)
         if card is not None and not card.above < input_tokens <= card.up_to:
             at = self._minute * _SECONDS
-            card = self._quote(endpoint, asked if model == AS_ASKED else model, at, input_tokens)
+            named = asked if model == AS_ASKED else model
+            of_team = {} if self._team is None else {"team": self._team}
+            card = self._quote(endpoint, named, at, input_tokens, **of_team)
             self.cards[key] = card
         return card
 
@@ -143,7 +160,7 @@ class Weighing:
         wishes = facts.wishes
         self._price_wishes = wishes if wishes is not None and wishes.has_price_ceiling else None
         if prices is not None:
-            prices.turn_to(facts.at)
+            prices.turn_to(facts.at, facts.team)
 
     def weigh(self, targets: Iterable[Target]) -> tuple[list[Prospect], list[Prospect], list[Dropped]]:
         """Those that may serve, with all that is expected of them; those of them that are ejected, the score being when
@@ -218,9 +235,13 @@ class Weighing:
                 return "wish", detail
         if self._budget is None or (cost is not None and cost <= self._budget):
             return None
-        of = f"of team `{self._facts.team}`'s hard budget {in_usd(self._budget):f} USD are left"
-        if cost is None:
+        of = f"of a hard budget {in_usd(self._budget):f} USD are left"
+        if cost is None or card is None:
             return "budget", f"its price is unknown, and {of}"
+        # What is left may pay for a part of what is expected: then it is served, and its output is cut to that.
+        least = (self.input * card.input + min(self.output, LEAST_OUTPUT) * card.output) * 1e6 + card.request * 1e12
+        if min(least, cost) <= self._budget:
+            return None
         return "budget", f"expected cost is {in_usd(cost):f} USD, and {of}"
 
 

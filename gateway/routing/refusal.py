@@ -52,7 +52,8 @@ def _refusal(plan: Plan) -> GatewayError:
         )
     if "budget" in reasons:  # the last thing that is looked at: all else would have let it pass
         return RateLimited(
-            f"{message}\nhint: the budget is in `teams`; what costs nothing still serves", code="budget_exceeded"
+            f"{message}\nhint: what costs nothing still serves; `hatchway budgets list` shows what budgets have left",
+            code="budget_exceeded",
         )
     if reasons & _BY_POLICY:
         return PermissionDenied(message, code="policy_violation")

@@ -96,13 +96,15 @@ usage_events = Table(
     Index(None, "team", "started_at"),
     Index(None, "request_id"),
     Index(None, "booked_at", postgresql_using="brin"),  # rows come almost in this order: a few pages of index
+    # Few rows: requests that were tried more than once are counted by them.
+    Index("ix_usage_events_later_attempts", "booked_at", postgresql_where=text("attempt > 1")),
 )
 
 DIMENSIONS = (
     *("organisation", "team", "project", "key_id", "cost_center", "route", "policy", "domain", "endpoint", "provider"),
     *("model", "upstream_model", "region", "service_tier", "status", "usage_source", "price_status"),
 )
-"""What usage is summed up by, hour for hour. In `usage_hours` unknown is the empty text."""
+"""What usage is summed up by, hour for hour and day for day. In the sums unknown is the empty text."""
 
 MEASURES = (
     *("attempts", "requests", "errors", *BUCKETS, "cost_usd", "used", "priced_used", "unpriced", "estimated"),
@@ -118,6 +120,16 @@ usage_hours = Table(
     "usage_hours",
     metadata,
     Column("hour", TIME, primary_key=True),
+    Column("group_id", Uuid(as_uuid=False), primary_key=True),
+    *(Column(dimension, Text, nullable=False) for dimension in DIMENSIONS),
+    *(Column(measure, Numeric, nullable=False) for measure in MEASURES),
+)
+
+# The same by the UTC day, so that a month is read at once where an hour has almost as many groups as rows.
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("day", TIME, primary_key=True),
     Column("group_id", Uuid(as_uuid=False), primary_key=True),
     *(Column(dimension, Text, nullable=False) for dimension in DIMENSIONS),
     *(Column(measure, Numeric, nullable=False) for measure in MEASURES),

@@ -1,7 +1,7 @@
-"""What finance needs: sums by the hour, corrections, closed months, price catalogues, budgets, audit, governance.
+"""What finance needs: sums by the hour and the day, corrections, closed months, price catalogues, budgets, audit, governance.
 
-Triggers keep what must always hold, whoever writes: a usage event is never changed, `usage_hours` equals the rows to
-the last digit in the same transaction, and nothing is booked in a closed month.
+Triggers keep what must always hold, whoever writes: a usage event is never changed, `usage_hours` and `usage_days`
+equal the rows to the last digit in the same transaction, and nothing is booked in a closed month.
 """
 
 from alembic import op
@@ -63,6 +63,7 @@ def _extend_tables() -> None:
       ADD COLUMN booked_at TIMESTAMP WITH TIME ZONE GENERATED ALWAYS AS (COALESCE(late_at, started_at)) STORED,
       ADD CONSTRAINT ck_usage_events_max_cost_usd CHECK (max_cost_usd >= 0 AND max_cost_usd < 'Infinity');
     CREATE INDEX ix_usage_events_booked_at ON usage_events USING brin (booked_at);
+    CREATE INDEX ix_usage_events_later_attempts ON usage_events (booked_at) WHERE attempt > 1;
     ALTER TABLE api_keys
       ADD COLUMN scopes TEXT[] DEFAULT '{}'::text[] NOT NULL,
       ADD COLUMN cost_center TEXT,
@@ -124,6 +125,51 @@ def _create_tables() -> None:
       corrected_usd NUMERIC NOT NULL,
       repriced NUMERIC NOT NULL,
       CONSTRAINT pk_usage_hours PRIMARY KEY (hour, group_id)
+    );
+    CREATE TABLE usage_days (
+      day TIMESTAMP WITH TIME ZONE NOT NULL,
+      group_id UUID NOT NULL,
+      organisation TEXT NOT NULL,
+      team TEXT NOT NULL,
+      project TEXT NOT NULL,
+      key_id TEXT NOT NULL,
+      cost_center TEXT NOT NULL,
+      route TEXT NOT NULL,
+      policy TEXT NOT NULL,
+      domain TEXT NOT NULL,
+      endpoint TEXT NOT NULL,
+      provider TEXT NOT NULL,
+      model TEXT NOT NULL,
+      upstream_model TEXT NOT NULL,
+      region TEXT NOT NULL,
+      service_tier TEXT NOT NULL,
+      status TEXT NOT NULL,
+      usage_source TEXT NOT NULL,
+      price_status TEXT NOT NULL,
+      attempts NUMERIC NOT NULL,
+      requests NUMERIC NOT NULL,
+      errors NUMERIC NOT NULL,
+      input_tokens NUMERIC NOT NULL,
+      cache_read_tokens NUMERIC NOT NULL,
+      cache_write_5m_tokens NUMERIC NOT NULL,
+      cache_write_1h_tokens NUMERIC NOT NULL,
+      input_audio_tokens NUMERIC NOT NULL,
+      input_image_tokens NUMERIC NOT NULL,
+      output_tokens NUMERIC NOT NULL,
+      reasoning_tokens NUMERIC NOT NULL,
+      output_audio_tokens NUMERIC NOT NULL,
+      cost_usd NUMERIC NOT NULL,
+      used NUMERIC NOT NULL,
+      priced_used NUMERIC NOT NULL,
+      unpriced NUMERIC NOT NULL,
+      estimated NUMERIC NOT NULL,
+      max_cost_usd NUMERIC NOT NULL,
+      ttft_us NUMERIC NOT NULL,
+      ttft_count NUMERIC NOT NULL,
+      duration_us NUMERIC NOT NULL,
+      corrected_usd NUMERIC NOT NULL,
+      repriced NUMERIC NOT NULL,
+      CONSTRAINT pk_usage_days PRIMARY KEY (day, group_id)
     );
     CREATE TABLE corrections (
       correction_id UUID NOT NULL,
@@ -259,22 +305,31 @@ def _create_tables() -> None:
 
 
 def _add_up(sums: dict[str, str], source: str) -> str:
-    """The statement that adds the sums of the rows in `source` to `usage_hours`. `sign` is -1 for rows that go."""
+    """The statement that adds the sums of the rows in `source` to `usage_hours` and `usage_days`. `sign` is -1 for rows
+    that go."""
     group = ", ".join(f"coalesce({name}, '') AS {name}" for name in _DIMENSIONS)
     measures = ", ".join(f"sign * ({sums[name]}) AS {name}" if name in sums else f"0 AS {name}" for name in _MEASURES)
     names = ", ".join((*_DIMENSIONS, *_MEASURES))
+    totals = ", ".join(f"sum({name})" for name in _MEASURES)
+    changes = ", ".join(f"{name} = known.{name} + excluded.{name}" for name in _MEASURES)
     numbers = ", ".join(str(position) for position in range(1, len(_DIMENSIONS) + 2))
-    # In one order always, so that two writers never wait for each other.
+    # Both in one order always, so that two writers never wait for each other.
     return f"""
+    WITH sums AS MATERIALIZED (
+      SELECT hour, md5(ROW({", ".join(_DIMENSIONS)})::text)::uuid AS group_id, {names}
+      FROM (
+        SELECT date_trunc('hour', booked_at, 'UTC') AS hour, {group}, {measures}
+        FROM {source} GROUP BY {numbers}
+      ) AS grouped
+    ), days AS (
+      INSERT INTO usage_days AS known (day, group_id, {names})
+      SELECT date_trunc('day', hour, 'UTC') AS day, group_id, {", ".join(_DIMENSIONS)}, {totals}
+      FROM sums GROUP BY day, group_id, {", ".join(_DIMENSIONS)} ORDER BY day, group_id
+      ON CONFLICT (day, group_id) DO UPDATE SET {changes}
+    )
     INSERT INTO usage_hours AS known (hour, group_id, {names})
-    SELECT hour, md5(ROW({", ".join(_DIMENSIONS)})::text)::uuid AS group_id, {names}
-    FROM (
-      SELECT date_trunc('hour', booked_at, 'UTC') AS hour, {group}, {measures}
-      FROM {source} GROUP BY {numbers}
-    ) AS sums
-    ORDER BY hour, group_id
-    ON CONFLICT (hour, group_id) DO UPDATE SET
-      {", ".join(f"{name} = known.{name} + excluded.{name}" for name in _MEASURES)};
+    SELECT hour, group_id, {names} FROM sums ORDER BY hour, group_id
+    ON CONFLICT (hour, group_id) DO UPDATE SET {changes};
     """
 
 
@@ -358,6 +413,7 @@ def _keep_rows() -> None:
         RAISE EXCEPTION 'there are closed months' USING HINT = 'a ledger with closed months is not emptied';
       END IF;
       TRUNCATE usage_hours;
+      TRUNCATE usage_days;
       TRUNCATE corrections;
       RETURN NULL;
     END $$;

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.accounting.prices import PriceBook, PricedRates, cost, total_input
+from gateway.accounting.prices import PriceBook, _own_address, cost, total_input
 from gateway.config.model import AS_ASKED, Endpoint
 from gateway.types import BUCKETS, PriceCard, Rates, Usage
 from tests.configuration import make_endpoint, make_provider
@@ -120,7 +120,7 @@ def test_yaml_comes_before_the_catalogue(book: PriceBook) -> None:
     found = book.rates_for(endpoint(OPENAI, rates=rates), "gpt-4o-mini", NOON, 10)
     assert found is not None
     assert (found.rates, found.catalog_version) == (rates, "yaml")
-    assert json.loads(bytes(found.json)) == {"input": "1", "output": "0.60", "cache_read": "0"}
+    assert json.loads(bytes(found.json)) == {"input": "1", "output": "0.60", "cache_read": "0", "source": "yaml"}
     # A stated zero is a price: 10 x 1 + 5 x 0.
     assert cost(Usage(input_tokens=10, cache_read_tokens=5), found.rates) == D("0.00001")
 
@@ -128,9 +128,11 @@ def test_yaml_comes_before_the_catalogue(book: PriceBook) -> None:
 def test_provenance_of_catalogue_rates(book: PriceBook) -> None:
     found = book.rates_for(endpoint(OPENAI), "gpt-4o-mini", NOON, 10)
     assert found is not None
-    assert found.catalog_version.startswith("genai-prices 0.2.")
+    source, number, version = found.catalog_version.split()
+    assert (source, number[:4], len(version)) == ("genai-prices", "0.2.", 12)
     assert msgspec.json.decode(found.json, type=Rates) == found.rates
-    assert json.loads(bytes(found.json)) == {"input": "0.15", "output": "0.6", "cache_read": "0.075"}
+    rates = {"input": "0.15", "output": "0.6", "cache_read": "0.075"}
+    assert json.loads(bytes(found.json)) == {**rates, "model": "openai/gpt-4o-mini"}
 
 
 @pytest.mark.parametrize(
@@ -152,21 +154,35 @@ def test_a_local_model_is_never_priced_by_its_name(book: PriceBook) -> None:
     assert book.rates_for(endpoint(None, id="openai", adapter="local"), "gpt-4o-mini", NOON, 10) is None
 
 
-def test_the_address_decides_then_the_providers_id_then_the_adapter(book: PriceBook) -> None:
-    def input_rate(found: PricedRates | None) -> Decimal | None:
-        return None if found is None else found.rates.input
+PROXY = "https://llm.corp.example/v1"
 
-    proxy = "https://llm.corp.example/v1"
-    by_address = book.rates_for(endpoint(DEEPSEEK, id="openai"), "gpt-4o-mini", NOON, 10)
-    by_id = book.rates_for(endpoint(proxy, id="deepseek"), "deepseek-chat", NOON, 10)
-    by_adapter = book.rates_for(endpoint(proxy, id="corp"), "gpt-4o-mini", NOON, 10)
-    default_address = book.rates_for(endpoint(None, id="c", adapter="anthropic"), "claude-haiku-4-5", NOON, 10)
-    assert [input_rate(found) for found in (by_address, by_id, by_adapter, default_address)] == [
-        None,
-        D("0.27"),
-        D("0.15"),
-        D("1"),
-    ]
+
+@pytest.mark.parametrize(
+    ("base_url", "id", "adapter", "model", "expected"),
+    [
+        (DEEPSEEK, "openai", "openai", "gpt-4o-mini", None),  # the address comes first
+        (PROXY, "deepseek", "openai", "deepseek-chat", D("0.27")),  # then the id
+        (PROXY, "corp", "openai", "gpt-4o-mini", None),  # elsewhere an adapter is a protocol, not who sells
+        (PROXY, "corp", "openai-compatible", "gpt-4o-mini", None),
+        (PROXY, "my-openai", "openai", "gpt-4o-mini", None),  # an id that only resembles a seller's
+        (PROXY, "c", "anthropic", "claude-haiku-4-5", None),
+        (None, "c", "anthropic", "claude-haiku-4-5", D("1")),  # at its own address it is both
+        (OPENAI, "corp", "openai-compatible", "gpt-4o-mini", D("0.15")),
+    ],
+)
+def test_the_address_decides_then_the_providers_id_then_the_adapter_where_it_sells(
+    book: PriceBook, base_url: str | None, id: str, adapter: str, model: str, expected: Decimal | None
+) -> None:
+    found = book.rates_for(endpoint(base_url, id=id, adapter=adapter), model, NOON, 10)
+    assert (None if found is None else found.rates.input) == expected
+
+
+def test_an_adapters_own_address_may_hold_a_region(book: PriceBook) -> None:
+    row = make_provider(adapter="bedrock").row
+    assert row.base_url is not None and "{region}" in row.base_url
+    here = row.base_url.replace("{region}", "eu-central-1")
+    assert _own_address(make_provider(adapter="bedrock", base_url=here))
+    assert not _own_address(make_provider(adapter="bedrock", base_url=here + "/elsewhere"))
 
 
 def test_output_of_a_model_priced_for_input_alone_is_not_free(book: PriceBook) -> None:
@@ -227,8 +243,8 @@ def test_names_that_clients_invent_take_a_bounded_place() -> None:
         assert book.rates_for(endpoint(OPENAI), f"invented-{n}", NOON, 10) is None
         kept.append(endpoint(OPENAI, rates=Rates(input=D(n), output=D(n))))
         assert book.rates_for(kept[-1], "m", NOON, 10).rates.input == n
-    assert book._price_list.cache_info().currsize == 1024
-    assert len(book._from_yaml) <= 1024
+    assert 0 < len(book._plain._offers) <= 1024
+    assert book._plain._listing.cache_info().currsize <= 1024
     assert priced(book, OPENAI, "gpt-4o-mini", Usage(input_tokens=1_000_000)) == D("0.15")
 
 

@@ -24,7 +24,8 @@ from gateway.accounting.reports import (
 )
 from gateway.store.database import Database
 from gateway.store.tables import usage_events
-from gateway.store.usage import GROUPS, UsageRow
+from gateway.store.usage import UsageRow
+from gateway.store.usage_query import GROUPS
 from gateway.types import BUCKETS
 
 Event = Callable[..., dict[str, Any]]
@@ -141,9 +142,9 @@ def test_csv() -> None:
     assert text == (
         "team,project,requests,attempts,errors,input_tokens,cache_read_tokens,cache_write_5m_tokens,"
         "cache_write_1h_tokens,input_audio_tokens,input_image_tokens,output_tokens,reasoning_tokens,"
-        "output_audio_tokens,total_tokens,cost_usd,unpriced,estimated\r\n"
-        "a,,2,1003,1,1234567,3,0,0,0,0,0,0,0,1234570,0.10,0,0\r\n"
-        '"b, ""c""",p,2,1003,1,1234567,3,0,0,0,0,0,0,0,1234570,,2,0\r\n'
+        "output_audio_tokens,total_tokens,cost_usd,unpriced,estimated,corrected_usd,max_cost_usd\r\n"
+        "a,,2,1003,1,1234567,3,0,0,0,0,0,0,0,1234570,0.10,0,0,0,\r\n"
+        '"b, ""c""",p,2,1003,1,1234567,3,0,0,0,0,0,0,0,1234570,,2,0,0,\r\n'
     )
 
 
@@ -180,6 +181,8 @@ def test_json() -> None:
         "cost_usd": "0.5",
         "unpriced": 0,
         "estimated": 0,
+        "corrected_usd": "0",
+        "max_cost_usd": None,
     }
 
 

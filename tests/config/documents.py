@@ -7,7 +7,9 @@ import pytest
 
 from gateway.config.compiler import compile_configuration
 from gateway.config.document import Document, read_document
+from gateway.config.keys import KEYS
 from gateway.config.model import Configuration
+from gateway.config.section import suggest
 from gateway.errors import ConfigError
 
 BASE = """\
@@ -36,10 +38,7 @@ def mistakes(text: str, environ: dict[str, str] | None = None) -> list[str]:
     return [f"{mistake.line}: {mistake.message} | {mistake.hint}" for mistake in caught.value.mistakes]
 
 
-TOP = (
-    "one of `adapters`, `classifier`, `decisions`, `domains`, `endpoints`, `learning`, `policies`, `providers`, "
-    "`routes`, `server`, `teams`, `version`"
-)
+TOP = suggest("zzz", KEYS["top"])
 DURATION = "write `5s`, `300ms`, `2m`, `1h`, or a number of seconds"
 LONG = "write `7d`, `12h`, `30m`, `5s`, {}or a number of seconds"
 PRICE = "give both `input` and `output`, in USD per million tokens; without `price` the catalogue"

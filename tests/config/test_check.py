@@ -197,12 +197,9 @@ def test_routes_that_are_over_or_refuse_everything(match: str, warning: str | No
     assert (code, lines[1:]) == (0, [f"c.yaml:4: warning: {message}", f"hint: {hint}"] if warning else [])
 
 
-def test_a_hard_budget_may_be_exceeded_for_seconds() -> None:
+def test_a_hard_budget_is_worth_no_warning() -> None:
     Path("c.yaml").write_text(BASE + "  p: {endpoints: [a]}\nteams: {t: {budget: {usd: 5, hard: true}}}\n")
-    assert check_report(Path("c.yaml"), {})[1][1:] == [
-        "c.yaml:7: warning: `teams.t.budget` is enforced within seconds: what is spent in between may exceed it",
-        "hint: limit the spending at the provider as well",
-    ]
+    assert check_report(Path("c.yaml"), {})[1][1:] == []
 
 
 def test_no_routes_is_worth_a_warning(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ from tests.config.documents import ADDRESS, BASE, DURATION, ID, LIST, LONG, MAPP
         (
             "teams: {t: {cost_center: '${CC}'}}",
             "10: `teams.t.cost_center` holds a variable | write the value itself; "
-            "variables are replaced in `providers` only",
+            "variables are replaced in `providers`, `oidc` and `alerts` only",
         ),
     ],
 )
@@ -369,7 +369,7 @@ def test_one_mistake_of_an_endpoint(endpoint: str, expected: str) -> None:
         (
             "{adapter: openai, base_url: http://h, api_key: '${sk secret}'}",
             "`providers.q.api_key` holds a `${` that is no variable "
-            "| write `${NAME}`, or `${NAME:-value}` for one that need not be set",
+            "| write `${NAME}` or `${file:/path}`, `${NAME:-value}` for one that need not be set",
         ),
         (
             '{adapter: openai, base_url: http://h, api_key: "sk-se\\ncret"}',

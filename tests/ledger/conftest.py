@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
+from gateway.ledger.record import Kind, write_event, write_line
 from gateway.store.database import Database, database_url
 from gateway.store.migrate import migrate
 from gateway.types import BUCKETS, Usage, UsageEvent
@@ -23,6 +24,10 @@ from gateway.types import BUCKETS, Usage, UsageEvent
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 NewEvent = Callable[..., UsageEvent]
+
+
+def event_line(kind: Kind, number: int, event: UsageEvent) -> bytes:
+    return write_line(kind, number, write_event(event))
 
 
 @pytest.fixture(scope="session")
@@ -155,6 +160,10 @@ def _usage_events() -> st.SearchStrategy[UsageEvent]:
         catalog_version=st.none() | TEXT,
         tags=st.none() | st.dictionaries(TEXT, TEXT, max_size=3),
         raw_usage=st.none() | _raw_json(),
+        organisation=st.none() | TEXT,
+        gateway=st.none() | TEXT,
+        service_tier=st.none() | TEXT,
+        max_cost_usd=st.none() | COST,
     )
     return st.tuples(events, is_priced).map(lambda pair: pair[0] if pair[1] else _unpriced(pair[0]))
 

@@ -12,13 +12,14 @@ import msgspec
 import pytest
 
 from gateway.errors import StoreError
-from gateway.ledger.record import HEADER, write_decision, write_line
+from gateway.ledger.record import HEADER, write_line
 from gateway.ledger.rows import DECISION_COLUMNS
 from gateway.ledger.shipper import Shipped, Shipper
 from gateway.ledger.spool import Spool
 from gateway.store.database import Database
 from gateway.store.tables import decisions as decisions_table
 from gateway.types import UsageEvent
+from tests.ledger.conftest import event_line
 
 NewEvent = Callable[..., UsageEvent]
 
@@ -166,8 +167,8 @@ def test_each_once_through_crashes_between_commit_and_offset(
 def test_a_decision_torn_by_the_death_of_its_worker(
     tmp_path: Path, tables: Database, shipper: Shipper, new_event: NewEvent
 ) -> None:
-    whole, line = write_decision(decision("req_1")), write_decision(decision("req_2"))
-    (tmp_path / "w-t-1-000001.spool").write_bytes(HEADER + whole + write_line("S", new_event()) + line[:-30])
+    whole, line = write_line("D", 1, decision("req_1")), write_line("D", 3, decision("req_2"))
+    (tmp_path / "w-t-1-000001.spool").write_bytes(HEADER + whole + event_line("S", 2, new_event()) + line[:-30])
     shipped = shipper.ship_once()
     assert (shipped.decisions, shipped.lost, shipped.torn, shipped.rejected) == (1, 1, 1, 0)
     assert set(stored(tables)) == {"req_1"}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import pytest
@@ -16,13 +17,17 @@ from gateway.ledger.record import (
     MAX_LINE,
     MAX_RECORD,
     BadRecord,
+    End,
+    read_end,
     read_event,
     read_event_id,
     read_line,
-    write_decision,
+    write_end,
+    write_event,
     write_line,
 )
 from gateway.types import UsageEvent
+from tests.ledger.conftest import event_line
 
 
 def as_values(event: UsageEvent) -> dict[str, Any]:
@@ -36,10 +41,10 @@ def as_values(event: UsageEvent) -> dict[str, Any]:
 @given(data=st.data(), kind=st.sampled_from(["S", "E"]))
 def test_a_line_gives_back_the_event(any_event: st.SearchStrategy[UsageEvent], data: st.DataObject, kind: Any) -> None:
     event = data.draw(any_event)
-    line = write_line(kind, event)
+    line = event_line(kind, 12, event)
     assert line.count(b"\n") == 1 and line.endswith(b"\n")
     read = read_line(line)
-    assert read.kind == kind
+    assert (read.kind, read.number) == (kind, 12)
     assert as_values(read_event(read.json)) == as_values(event)
     assert read_event_id(read.json) == event.event_id
 
@@ -50,20 +55,20 @@ def test_decimals_are_strings_and_times_are_utc(new_event: Callable[..., UsageEv
         started_at=datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
         prices=msgspec.Raw(b'{"input":"0.150"}'),
     )
-    line = write_line("E", event)
+    line = event_line("E", 1, event)
     assert b'"cost_usd":"0.10"' in line
     assert b'"started_at":"2026-01-02T03:04:05.000006Z"' in line
     assert b'"prices":{"input":"0.150"}' in line
 
 
 def test_a_pretty_printed_value_stays_in_one_line(new_event: Callable[..., UsageEvent]) -> None:
-    line = write_line("E", new_event(raw_usage=msgspec.Raw(b'{\n  "total": 3\n}')))
+    line = event_line("E", 7, new_event(raw_usage=msgspec.Raw(b'{\n  "total": 3\n}')))
     assert line.count(b"\n") == 1
     assert as_values(read_event(read_line(line).json))["raw_usage"] == {"total": 3}
 
 
 def test_every_changed_byte_is_noticed(new_event: Callable[..., UsageEvent]) -> None:
-    line = write_line("S", new_event())
+    line = event_line("S", 1, new_event())
     for position in range(len(line)):
         for change in (0x01, 0x80):
             damaged = bytearray(line)
@@ -77,13 +82,13 @@ def test_every_changed_byte_is_noticed(new_event: Callable[..., UsageEvent]) -> 
 
 @pytest.mark.parametrize("raw", [b"", b"{broken", b'"a\nb"', b"1 2"])
 def test_raw_usage_that_is_not_json_costs_only_itself(new_event: Callable[..., UsageEvent], raw: bytes) -> None:
-    event = read_event(read_line(write_line("E", new_event(raw_usage=msgspec.Raw(raw), tags={"env": "prod"}))).json)
+    event = read_event(read_line(event_line("E", 7, new_event(raw_usage=msgspec.Raw(raw), tags={"env": "prod"}))).json)
     assert event.raw_usage is None
     assert event.tags == {"env": "prod", DROPPED: "raw_usage"}
 
 
 def test_text_that_is_not_unicode_is_replaced(new_event: Callable[..., UsageEvent]) -> None:
-    event = read_event(read_line(write_line("E", new_event(model="a\ud800b"))).json)
+    event = read_event(read_line(event_line("E", 1, new_event(model="a\ud800b"))).json)
     assert event.model == "a?b"
     assert event.tags == {DROPPED: "model"}
 
@@ -93,7 +98,7 @@ def test_a_record_over_the_limit_loses_values_in_order_and_never_the_row(new_eve
     raw = msgspec.Raw(msgspec.json.encode(big))
 
     def written(**fields: Any) -> UsageEvent:
-        line = write_line("E", new_event(**fields))
+        line = event_line("E", 10**12, new_event(**fields))
         assert len(line) <= MAX_LINE
         return read_event(read_line(line).json)
 
@@ -111,16 +116,16 @@ def test_a_record_over_the_limit_loses_values_in_order_and_never_the_row(new_eve
 def test_a_record_of_exactly_the_limit_is_whole(new_event: Callable[..., UsageEvent]) -> None:
     event = new_event(model="")
     event.model = "x" * (MAX_RECORD - len(msgspec.json.encode(event)))
-    assert as_values(read_event(read_line(write_line("E", event)).json)) == as_values(event)
+    assert as_values(read_event(read_line(event_line("E", 1, event)).json)) == as_values(event)
     event.model += "x"
-    assert len(read_event(read_line(write_line("E", event)).json).model) == 1024
+    assert len(read_event(read_line(event_line("E", 1, event)).json).model) == 1024
 
 
 def test_a_decision_is_one_line_and_every_changed_byte_of_it_is_noticed() -> None:
     json = b'{"request_id":"req_1",\n"at":"2026-01-02T03:04:05Z"}'
-    line = write_decision(json)
+    line = write_line("D", 3, json)
     assert line.count(b"\n") == 1
-    assert read_line(line) == ("D", json.replace(b"\n", b" "))
+    assert read_line(line) == ("D", json.replace(b"\n", b" "), 3)
     for position in range(len(line)):
         damaged = bytearray(line)
         damaged[position] ^= 1
@@ -129,12 +134,25 @@ def test_a_decision_is_one_line_and_every_changed_byte_of_it_is_noticed() -> Non
 
 
 def test_a_decision_cannot_pass_for_an_event(new_event: Callable[..., UsageEvent]) -> None:
-    line = write_line("E", new_event())
+    line = event_line("E", 1, new_event())
     with pytest.raises(BadRecord, match="wrong checksum"):
         read_line(line[:9] + b"D" + line[10:])
 
 
 def test_a_decision_over_the_limit_is_refused() -> None:
-    assert len(write_decision(b'"' + b"x" * (MAX_RECORD - 2) + b'"')) <= MAX_LINE
+    assert len(write_line("D", 10**18, b'"' + b"x" * (MAX_RECORD - 2) + b'"')) <= MAX_LINE
     with pytest.raises(ValueError, match="over"):
-        write_decision(b'"' + b"x" * (MAX_RECORD - 1) + b'"')
+        write_line("D", 1, b'"' + b"x" * (MAX_RECORD - 1) + b'"')
+
+
+def test_a_line_of_the_first_version_is_read(new_event: Callable[..., UsageEvent]) -> None:
+    json = write_event(new_event())
+    record = b"E " + json
+    assert read_line(b"%08x %b\n" % (crc32(record), record)) == ("E", json, None)
+
+
+def test_the_end_of_a_segment() -> None:
+    read = read_line(write_end(9, 4, is_last=True))
+    assert (read.kind, read.number, read_end(read.json)) == ("Z", 9, End(4, True))
+    with pytest.raises(BadRecord, match="not the end"):
+        read_end(b"[]")

@@ -16,14 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import StoreError
-from gateway.ledger.record import DROPPED, HEADER, MAX_LINE, write_line
+from gateway.ledger.record import DROPPED, HEADER, MAX_LINE
 from gateway.ledger.rows import EVENT_COLUMNS, EVENTS
-from gateway.ledger.segment import offset_of
+from gateway.ledger.segment import saved_of
 from gateway.ledger.shipper import Shipped, Shipper, ShipperBusy
 from gateway.ledger.spool import Spool
 from gateway.store.database import Database
 from gateway.store.migrate import migrate
 from gateway.types import BUCKETS, Usage, UsageEvent
+from tests.ledger.conftest import event_line
 
 NewEvent = Callable[..., UsageEvent]
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
@@ -35,7 +36,9 @@ def rows(database: Database) -> dict[str, dict[str, Any]]:
         cursor = connection.execute("SELECT * FROM usage_events")
         names = [column.name for column in cursor.description or ()]
         found = [dict(zip(names, row, strict=True)) for row in cursor]
-    assert set(names) == set(EVENT_COLUMNS)
+    assert set(names) == {*EVENT_COLUMNS, "booked_at"}
+    for row in found:
+        assert row.pop("booked_at") == (row["late_at"] or row["started_at"])
     return {str(row["event_id"]): row for row in found}
 
 
@@ -97,7 +100,7 @@ def test_a_settled_attempt_is_one_row(table: Database, spool: Spool, shipper: Sh
     spool.settle(end)
     first = shipper.ship_once()
     assert (first.rows, first.pending_bytes, first.rejected, first.lost) == (1, 0, 0, 0)
-    assert first.bytes == sum(len(write_line(kind, e)) for kind, e in (("S", event), ("E", end)))  # type: ignore[arg-type]  # kinds
+    assert first.bytes == len(event_line("S", 1, event)) + len(event_line("E", 2, end))
     assert [shown(row) for row in rows(table).values()] == [as_row(end)]
     assert shipper.ship_once() == Shipped()
     assert spool.pending_bytes == 0
@@ -141,11 +144,11 @@ def test_an_attempt_in_flight_waits_for_its_worker(
     assert shipper.ship_once().rows == 1
     assert list(rows(table)) == [event.event_id]
     (path,) = segment_files(tmp_path)
-    assert offset_of(path) == len(HEADER)  # a restart begins at the attempt in flight
+    assert saved_of(path) == (len(HEADER), 1)  # a restart begins at the attempt in flight
     spool.settle(settled(waiting))
     assert shipper.ship_once().rows == 1
     assert rows(table)[waiting.event_id]["status"] == "ok"
-    assert offset_of(path) == path.stat().st_size
+    assert saved_of(path) == (path.stat().st_size, 5)
 
 
 def test_a_dead_workers_attempt_is_shipped_as_it_began_and_its_files_go(
@@ -237,7 +240,7 @@ def test_batches_are_bounded_in_rows_and_bytes(
         return insert(connection, events)
 
     monkeypatch.setattr(EVENTS, "insert", counted)
-    size = len(write_line("E", new_event()))
+    size = len(event_line("E", 1, new_event()))
     for _ in range(25):
         spool.settle(new_event())
     with Shipper(tmp_path, table.connect, batch_rows=10) as shipper:
@@ -339,13 +342,13 @@ def test_exactly_once_through_crashes_between_commit_and_offset(
 
 def test_a_torn_tail_at_every_byte(tmp_path: Path, table: Database, shipper: Shipper, new_event: NewEvent) -> None:
     template = new_event()
-    length = len(write_line("E", settled(template)))
+    length = len(event_line("E", 4, settled(template)))
     expected: dict[str, str] = {}
     for cut in range(length + 1):  # each in a worker of its own
         event, last = (new_event(started_at=template.started_at, ended_at=template.ended_at) for _ in range(2))
-        line = write_line("E", settled(last))
+        line = event_line("E", 4, settled(last))
         assert len(line) == length
-        whole = write_line("S", event) + write_line("E", settled(event)) + write_line("S", last)
+        whole = event_line("S", 1, event) + event_line("E", 2, settled(event)) + event_line("S", 3, last)
         (tmp_path / f"w-20260101T000000.000000Z-{cut + 1}-000001.spool").write_bytes(HEADER + whole + line[:cut])
         expected[event.event_id] = "ok"
         expected[last.event_id] = "ok" if cut == length else "error"
@@ -359,9 +362,9 @@ def test_a_torn_tail_at_every_byte(tmp_path: Path, table: Database, shipper: Shi
 def test_a_last_line_with_a_wrong_checksum_is_a_torn_tail(
     tmp_path: Path, table: Database, shipper: Shipper, new_event: NewEvent
 ) -> None:
-    line = bytearray(write_line("E", new_event()))
+    line = bytearray(event_line("E", 2, new_event()))
     line[30] ^= 1
-    (tmp_path / "w-t-1-000001.spool").write_bytes(HEADER + write_line("E", new_event()) + line)
+    (tmp_path / "w-t-1-000001.spool").write_bytes(HEADER + event_line("E", 1, new_event()) + line)
     shipped = shipper.ship_once()
     assert (shipped.rows, shipped.torn, shipped.rejected) == (1, 1, 0)
     assert rejects(tmp_path)[0]["reason"] == "torn tail: wrong checksum"
@@ -372,7 +375,7 @@ def test_a_line_that_is_being_written_waits(
 ) -> None:
     spool.settle(new_event())
     (path,) = segment_files(tmp_path)
-    line = write_line("E", new_event())
+    line = event_line("E", 2, new_event())
     with path.open("ab", buffering=0) as file:
         file.write(line[:50])
         shipped = shipper.ship_once()
@@ -388,7 +391,7 @@ def test_corruption_in_the_middle_goes_to_rejected_and_the_rest_ships(
 ) -> None:
     events = [new_event() for _ in range(3)]
     spool.settle(events[0])
-    damaged = bytearray(write_line("E", new_event()))
+    damaged = bytearray(event_line("E", 2, new_event()))
     damaged[40] ^= 0xFF
     (path,) = segment_files(tmp_path)
     offset = path.stat().st_size
@@ -413,7 +416,7 @@ def test_a_damaged_header_costs_no_record(
     tmp_path: Path, table: Database, shipper: Shipper, new_event: NewEvent, head: bytes
 ) -> None:
     event = new_event()
-    (tmp_path / "w-t-1-000001.spool").write_bytes(head + b"\n" + write_line("E", event))
+    (tmp_path / "w-t-1-000001.spool").write_bytes(head + b"\n" + event_line("E", 1, event))
     assert shipper.ship_once().rows == 1
     assert segment_files(tmp_path) == []
 
@@ -428,9 +431,9 @@ def test_another_format_version_is_left_alone(
     tmp_path: Path, table: Database, shipper: Shipper, new_event: NewEvent, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "w-t-1-000001.spool"
-    content = b"hatchway-spool 2\n" + write_line("E", new_event())
+    content = b"hatchway-spool 3\n" + event_line("E", 1, new_event())
     path.write_bytes(content)
-    (tmp_path / "w-t-2-000001.spool").write_bytes(HEADER + write_line("E", new_event()))
+    (tmp_path / "w-t-2-000001.spool").write_bytes(HEADER + event_line("E", 1, new_event()))
     assert shipper.ship_once().rows == 1
     assert shipper.ship_once() == Shipped()
     assert path.read_bytes() == content
@@ -493,7 +496,7 @@ def test_rows_shipped_before_keep_back_no_new_ones(
     first, second, third = (settled(new_event()) for _ in range(3))
     spool.settle(first)
     assert shipper.ship_once().rows == 1
-    for event in (second, settled(first, model="another"), third, second):
+    for event in (second, first, third, second):
         spool.settle(event)
     shipped = shipper.ship_once()
     assert (shipped.rows, shipped.rejected, shipped.mended, shipped.pending_bytes) == (2, 0, 0, 0)
@@ -538,7 +541,7 @@ def test_a_row_that_postgresql_refuses_blocks_no_other(
     assert (shipped.rows, shipped.rejected, shipped.mended, shipped.pending_bytes) == (20, 1, 0, 0)
     assert set(rows(table)) == {event.event_id for event in good}
     (entry,) = rejects(tmp_path)
-    assert entry["line"] == write_line("E", poison).decode()
+    assert entry["line"] == event_line("E", 14, poison).decode()
     assert entry["reason"]
     assert shipper.ship_once() == Shipped()
     assert len(rejects(tmp_path)) == 1

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from gateway.ledger.record import HEADER, Line, read_event, read_event_id, read_line
-from gateway.ledger.segment import is_held, offset_of, process_segments, save_offset, segments_by_process
+from gateway.ledger.segment import Saved, is_held, process_segments, save, saved_of, segments_by_process
 from gateway.ledger.spool import Spool, SpoolError
 from gateway.types import UsageEvent
 
@@ -21,7 +21,10 @@ NewEvent = Callable[..., UsageEvent]
 def lines(path: Path) -> list[Line]:
     head, *records = path.read_bytes().splitlines(keepends=True)
     assert head == HEADER
-    return [read_line(record) for record in records]
+    found = [read_line(record) for record in records]
+    first = (found[0].number or 0) if found else 0
+    assert [line.number for line in found] == list(range(first, first + len(found)))
+    return [line for line in found if line.kind != "Z"]
 
 
 def all_lines(directory: Path) -> list[Line]:
@@ -144,7 +147,7 @@ def test_a_full_disk_raises_and_leaves_whole_records(tmp_path: Path, new_event: 
     (segment,) = tmp_path.glob("*.spool")
     size = segment.stat().st_size
     with file_size_limit(size + 50), pytest.raises(SpoolError, match="File too large"):
-        spool.settle(second)  # 50 bytes fit, then the disk is full
+        spool.begin(second)  # 50 bytes fit, then the disk is full
     assert segment.stat().st_size == size
     spool.settle(third)
     assert read_values(all_lines(tmp_path)) == values([first, third])
@@ -164,7 +167,7 @@ def test_half_a_record_that_cannot_be_taken_back_spoils_no_other(
     with monkeypatch.context() as patched:
         patched.setattr(os, "ftruncate", refuse)
         with file_size_limit(segment.stat().st_size + 50), pytest.raises(SpoolError):
-            spool.settle(new_event())
+            spool.begin(new_event())
     spool.settle(event)
     _, half, whole = segment.read_bytes().splitlines(keepends=True)
     assert len(half) == 51
@@ -202,22 +205,22 @@ def test_pending_bytes_are_those_after_the_saved_offset(tmp_path: Path, new_even
     own = [own for process, own in segments_by_process(tmp_path).items() if process.startswith("w-")][0]
     sizes = [segment.path.stat().st_size for segment in own]
     assert spool.pending_bytes == sum(sizes)
-    save_offset(own[0].path, sizes[0])
-    save_offset(own[1].path, 20)
+    save(own[0].path, Saved(sizes[0], 5))
+    save(own[1].path, Saved(20, 6))
     assert spool.pending_bytes == sum(sizes) - sizes[0] - 20
     assert process_segments(tmp_path, own[0].process) == own
     spool.close()
     other.close()
 
 
-@pytest.mark.parametrize("spoiled", [b"", b"x", b"-5", b"999999999"])
+@pytest.mark.parametrize("spoiled", [b"", b"x", b"-5 1", b"999999999 3", b"5 x"])
 def test_a_spoiled_offset_means_from_the_start(tmp_path: Path, spoiled: bytes) -> None:
     path = tmp_path / "w-t-1-000001.spool"
     path.write_bytes(b"x" * 100)
-    save_offset(path, 60)
-    assert offset_of(path) == 60
+    save(path, Saved(60, 3))
+    assert saved_of(path) == (60, 3)
     path.with_suffix(".offset").write_bytes(spoiled)
-    assert offset_of(path) == 0
+    assert saved_of(path) == (0, None)
 
 
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:

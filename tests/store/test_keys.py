@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -14,19 +15,25 @@ from sqlalchemy import delete, func, select, update
 from gateway.config.model import Secret
 from gateway.store.database import Database
 from gateway.store.keys import (
+    BOOTSTRAP,
+    KeyRow,
+    NewKey,
     active_keys,
     create_key,
     ensure_admin_key,
     find_active,
+    find_key,
     hash_secret,
     list_keys,
+    name_key,
     revoke_key,
     rotate_key,
 )
 from gateway.store.tables import KEYS_CHANNEL, api_keys
-from gateway.types import KeyRecord
+from gateway.types import Budget, KeyRecord, RateLimit
 
 FUTURE = datetime(2999, 1, 1, tzinfo=UTC)
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +153,7 @@ def test_rotation_ends_the_old_secret(database: Database) -> None:
         ({"name": ""}, "a key's name"),
         ({"name": "a\0b"}, "a key's name"),
         ({"name": "a" * 201}, "a key's name"),
-        ({"models": "gpt-*"}, "not a string"),
+        ({"models": "gpt-*"}, "`models` is a list, not a string"),
         ({"models": [""]}, "no glob of models"),
         ({"models": ["gpt 4"]}, "no glob of models"),
         ({"models": ["m"] * 101}, "too many"),
@@ -239,3 +246,133 @@ def test_one_that_is_another_key_already(database: Database) -> None:
         ensure_admin_key(database.engine, made.secret)
     assert made.secret.reveal() not in str(caught.value)
     assert [record.role for record in active_keys(database.engine)] == ["key"]
+
+
+# What a key may do
+
+
+TERMS: dict[str, Any] = {
+    "scopes": ("chat", "models"),
+    "cost_center": "CC-104",
+    "budget": Budget(usd=Decimal("0.10"), per="week", hard=True),
+    "limits": RateLimit(requests=10, tokens=5000),
+}
+
+
+def test_terms_reach_the_workers(database: Database) -> None:
+    made = create_key(database.engine, team="payments", **TERMS)
+    found = find_active(database.engine, hash_secret(made.secret.reveal()))
+    assert found is not None
+    assert {name: getattr(found, name) for name in TERMS} == TERMS
+    assert active_keys(database.engine) == [found]
+    assert msgspec.json.decode(msgspec.json.encode(found), type=KeyRecord) == found
+    (row,) = list_keys(database.engine)
+    assert (row.budget_usd, row.budget_per, row.budget_hard) == (Decimal("0.10"), "week", True)
+    assert (row.scopes, row.cost_center, row.rpm, row.tpm) == (("chat", "models"), "CC-104", 10, 5000)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scopes": "chat"}, "`scopes` is a list, not a string"),
+        ({"scopes": ["chat", "admin"]}, "unknown scope `admin`"),
+        ({"cost_center": ""}, "a key's cost centre"),
+        ({"cost_center": "a\0"}, "a key's cost centre"),
+        ({"budget": Budget(usd=Decimal(-1))}, "out of bounds"),
+        ({"budget": Budget(usd=Decimal("NaN"))}, "out of bounds"),
+        ({"budget": Budget(usd=Decimal("Infinity"))}, "out of bounds"),
+        ({"budget": Budget(usd=Decimal("1e13"))}, "out of bounds"),
+        ({"budget": Budget(usd=Decimal("1e-13"))}, "out of bounds"),
+        ({"budget": Budget(usd=Decimal(1), per="hour")}, "unknown period `hour`"),  # type: ignore[arg-type]
+        ({"limits": RateLimit(requests=0)}, "`rpm` 0 is out of bounds"),
+        ({"limits": RateLimit(tokens=10**13)}, "`tpm` 1.* is out of bounds"),
+    ],
+)
+def test_terms_that_make_no_sense(database: Database, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"{message}.*\nhint: "):
+        create_key(database.engine, **{"team": "t", **values})
+    assert list_keys(database.engine) == []
+
+
+# Rotation with an overlap
+
+
+def test_the_old_secret_works_on_for_the_overlap(database: Database) -> None:
+    made = create_key(database.engine, team="t", models=["m"], expires_at=FUTURE)
+    rotated = rotate_key(database.engine, made.key_id, overlap=timedelta(hours=1))
+    assert rotated is not None
+    old, new = (find_active(database.engine, hash_secret(key.secret.reveal())) for key in (made, rotated))
+    assert old is not None and new is not None
+    assert (old.key_id, old.models) == (new.key_id, new.models)
+    assert new.expires_at == FUTURE
+    # Workers look at `expires_at` themselves: the old secret ends there without anybody's word.
+    assert old.expires_at is not None
+    assert abs(old.expires_at - datetime.now(UTC) - timedelta(hours=1)) < timedelta(minutes=5)
+    assert sorted(record.hash for record in active_keys(database.engine)) == sorted([old.hash, new.hash])
+    (row,) = list_keys(database.engine)
+    assert row.previous_until == old.expires_at
+
+
+def test_an_overlap_ends_with_the_key(database: Database) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    made = create_key(database.engine, team="t", expires_at=soon)
+    assert rotate_key(database.engine, made.key_id, overlap=timedelta(hours=1))
+    assert {record.expires_at for record in active_keys(database.engine)} == {soon}
+
+
+def test_what_ends_the_old_secret(database: Database) -> None:
+    def opens(key: NewKey) -> bool:
+        return find_active(database.engine, hash_secret(key.secret.reveal())) is not None
+
+    first = create_key(database.engine, team="t")
+    second = rotate_key(database.engine, first.key_id, overlap=timedelta(hours=1))
+    third = rotate_key(database.engine, first.key_id, overlap=timedelta(hours=1))
+    assert second is not None and third is not None
+    assert [opens(key) for key in (first, second, third)] == [False, True, True]  # the one before alone
+    with database.engine.begin() as connection:
+        connection.execute(update(api_keys).values(previous_until=func.now()))
+    assert [opens(key) for key in (second, third)] == [False, True]
+    fourth = rotate_key(database.engine, first.key_id, overlap=timedelta(hours=1))
+    assert fourth is not None and opens(third)
+    revoke_key(database.engine, first.key_id)
+    assert [opens(key) for key in (third, fourth)] == [False, False]
+
+
+@pytest.mark.parametrize("overlap", [timedelta(seconds=-1), timedelta(days=30, seconds=1)])
+def test_an_overlap_has_bounds(database: Database, overlap: timedelta) -> None:
+    made = create_key(database.engine, team="t")
+    with pytest.raises(ValueError, match="out of bounds\nhint: "):
+        rotate_key(database.engine, made.key_id, overlap=overlap)
+    assert find_active(database.engine, hash_secret(made.secret.reveal())) is not None
+
+
+def test_a_given_admin_key_ends_what_was_rotated(database: Database) -> None:
+    ensure_admin_key(database.engine, Secret("first"))
+    assert rotate_key(database.engine, BOOTSTRAP, overlap=timedelta(hours=1)) is not None
+    assert find_active(database.engine, hash_secret("first")) is not None
+    ensure_admin_key(database.engine, Secret("second"))
+    assert find_active(database.engine, hash_secret("first")) is None
+
+
+# Reading one
+
+
+def test_one_key_is_shown(database: Database) -> None:
+    made = create_key(database.engine, team="a")
+    other = create_key(database.engine, team="b")
+    revoke_key(database.engine, other.key_id)
+    assert [row.key_id for row in list_keys(database.engine, team="a")] == [made.key_id]
+    for named, key_id in ((made.key_id, made.key_id), (made.key_id[:-2], made.key_id), (other.key_id, other.key_id)):
+        found = name_key(database.engine, named)
+        assert found is not None and found.key_id == key_id
+    assert find_key(database.engine, made.key_id[:-2]) is None
+    assert name_key(database.engine, "key-none") is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "revoked", "state"),
+    [(None, None, "active"), (FUTURE, None, "active"), (PAST, None, "expired"), (PAST, PAST, "revoked")],
+)
+def test_states(ends: datetime | None, revoked: datetime | None, state: str) -> None:
+    row = KeyRow("k", "", "key", "t", None, None, (), PAST, revoked, ends)
+    assert row.state(datetime.now(UTC)) == state

@@ -16,7 +16,7 @@ from gateway.protocols.base import NOT_JSON, StreamError, Summary, is_plain_end
 from gateway.protocols.chat.usage import copy_usage, read_usage
 from gateway.protocols.chat.view import texts_of_calls
 from gateway.protocols.framing import MAX_EVENT_BYTES
-from gateway.protocols.raw import is_empty
+from gateway.protocols.raw import first_text, is_empty
 from gateway.protocols.soundness import first_broken
 from gateway.types import Usage
 
@@ -67,6 +67,7 @@ class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = msgspec.Raw()
     error: msgspec.Raw = msgspec.Raw()
+    service_tier: msgspec.Raw = msgspec.Raw()
     x_groq: _Groq | None = None
 
 
@@ -96,7 +97,8 @@ def scan_answer(body: bytes, dialect: Dialect) -> Summary:
     usage = read_usage(raw, dialect)
     text = "" if usage is not None else "".join(_visible(choice.message, choice.text) for choice in chunk.choices)
     nothing = all(is_plain_end(choice.finish_reason) and not _has_content(choice) for choice in chunk.choices)
-    return Summary(usage, copy_usage(raw), chunk.choices[0].finish_reason, text, is_empty=nothing)
+    tier = first_text(chunk.service_tier)
+    return Summary(usage, copy_usage(raw), chunk.choices[0].finish_reason, text, is_empty=nothing, service_tier=tier)
 
 
 class Scanner:
@@ -109,6 +111,7 @@ class Scanner:
         self.usage: Usage | None = None
         self.raw_usage: msgspec.Raw | None = None
         self.finish_reason: str | None = None
+        self.service_tier: str | None = None
         self._dialect = dialect
         self._has_choices = False
         self._shows_usage = shows_usage
@@ -204,6 +207,7 @@ class Scanner:
             self.finish_reason = choice.finish_reason or self.finish_reason
             if not is_plain_end(choice.finish_reason) or _has_content(choice):
                 self.has_content, self.is_empty = True, False
+        self.service_tier = first_text(chunk.service_tier) or self.service_tier
         raw = _usage_of(chunk)
         if is_empty(raw):
             return True

@@ -104,7 +104,8 @@ def scan_answer(body: bytes) -> Summary:
     usage = read_usage(message.usage)
     text = "" if usage is not None else "".join(_words(part) for part in _read_parts(message))
     nothing = len(message.content or ()) < 2 and is_plain_end(message.stop_reason) and not _read_parts(message)
-    return Summary(usage, kept(message.usage), message.stop_reason, text, is_empty=nothing)
+    tier = read_tier(message.usage)
+    return Summary(usage, kept(message.usage), message.stop_reason, text, is_empty=nothing, service_tier=tier)
 
 
 def _read_message(body: bytes) -> _Message:

@@ -13,7 +13,7 @@ from gateway.errors import UpstreamDisconnected, UpstreamError, UpstreamProtocol
 from gateway.protocols.base import StreamError, is_plain_end
 from gateway.protocols.framing import MAX_EVENT_BYTES
 from gateway.protocols.messages.events import Delta, StreamEvent, read_block_start, read_delta, read_event, read_start
-from gateway.protocols.messages.usage import is_absent, merge_usage, read_usage
+from gateway.protocols.messages.usage import is_absent, merge_usage, read_tier, read_usage
 from gateway.protocols.soundness import first_broken
 from gateway.types import Usage
 
@@ -45,6 +45,10 @@ class MessagesScanner:
         self._kept_bytes = 0
         self._text: list[str] = []
         self._text_length = 0
+
+    @property
+    def service_tier(self) -> str | None:
+        return read_tier(self.raw_usage)
 
     def feed(self, chunk: bytes) -> bytes:
         data = self._tail + chunk if self._tail else chunk

@@ -50,12 +50,14 @@ class _Counts(_Iteration, kw_only=True):
 
 class _Tier(msgspec.Struct):
     service_tier: str | None = None
+    speed: str | None = None
 
 
 _decode_counts = msgspec.json.Decoder(_Counts).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_tier = msgspec.json.Decoder(_Tier).decode
 
+FAST = "fast"
 # Anthropic's word for the tier that served, and the one that OpenAI's clients know it by.
 _TIERS = {"standard": "default", "priority": "priority", "batch": "batch"}
 
@@ -123,13 +125,14 @@ def merge_usage(start: msgspec.Raw | None, delta: msgspec.Raw) -> msgspec.Raw | 
 
 
 def read_tier(raw: msgspec.Raw | None) -> str | None:
-    """The tier that served, in OpenAI's words."""
+    """The tier that served, in OpenAI's words; `fast` for the fast mode, which has prices of its own."""
     if raw is None or is_absent(raw):
         return None
     try:
-        tier = _decode_tier(raw).service_tier
+        read = _decode_tier(raw)
     except NOT_JSON:
         return None
+    tier = FAST if read.speed == FAST else read.service_tier
     return None if tier is None else _TIERS.get(tier, tier)
 
 

@@ -102,7 +102,8 @@ def scan_answer(body: bytes) -> Summary:
     output = Output()
     items = enumerate(envelope.output or ())
     text = "" if usage is not None else written_text(event for at, item in items for event in output.finish(at, item))
-    return Summary(usage, copy_usage(envelope.usage), envelope.status, text, is_empty=says_nothing(envelope))
+    raw, nothing = copy_usage(envelope.usage), says_nothing(envelope)
+    return Summary(usage, raw, envelope.status, text, is_empty=nothing, service_tier=envelope.service_tier)
 
 
 def says_nothing(envelope: Envelope) -> bool:

@@ -54,6 +54,7 @@ class ResponsesScanner:
         self.usage: Usage | None = None
         self.raw_usage: msgspec.Raw | None = None
         self.finish_reason: str | None = None
+        self.service_tier: str | None = None
         self._held: list[bytes] = []  # an event that has not ended; joining at each chunk would cost the square
         self._held_bytes = 0
         self._edge = b""  # its last bytes, where a blank line may have begun
@@ -139,7 +140,7 @@ class ResponsesScanner:
     def _read_end(self, event: _Event) -> None:
         if not is_empty(event.response):
             response = read_envelope(event.response)
-            self.finish_reason = response.status
+            self.finish_reason, self.service_tier = response.status, response.service_tier
             self.is_empty = self.is_empty and says_nothing(response)
             self.usage, self.raw_usage = read_usage(response.usage), copy_usage(response.usage)
 

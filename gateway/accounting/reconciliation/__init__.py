@@ -1,0 +1,1 @@
+"""What a provider says it was asked for and bills, against the ledger: differences and their causes."""
