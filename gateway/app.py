@@ -17,6 +17,7 @@ import msgspec
 import uvloop
 
 from gateway import tokens
+from gateway.accounting.catalogue import read_catalogue
 from gateway.accounting.entry import Books
 from gateway.accounting.prices import PriceBook
 from gateway.admission import Admission
@@ -137,6 +138,7 @@ class Worker:
         self._stamps = self._read_stamps()
         self._user_agent = f"hatchway/{distribution_version('hatchway')}"
         self._prices = PriceBook()
+        self._take_up_catalogue()
         self._prices.load()  # now, rather than inside the first request
         tokens.load()
         self.client = UpstreamClient()
@@ -182,7 +184,8 @@ class Worker:
         """What cannot be taken up leaves the old in force."""
         for names, take_up in (
             ({"keys"}, self._take_up_keys),
-            ({"configuration", "domains", "secrets"}, self._take_up_configuration),
+            ({"catalogue"}, self._take_up_catalogue),
+            ({"configuration", "domains", "secrets", "catalogue"}, self._take_up_configuration),
             ({"learned"}, self._take_up_learned),
             ({"shifts"}, self._take_up_shifts),
             ({"budgets"}, self._take_up_budgets),
@@ -208,6 +211,7 @@ class Worker:
             "learned": self._publication.learned_stamp(),
             "shifts": self._publication.shifts_stamp(),
             "budgets": self._publication.budgets_stamp(),
+            "catalogue": self._publication.catalogue_stamp(),
             "secrets": published_stamp(self._settings.home),
             "domains": self._model_file.stat().st_mtime_ns if self._model_file.exists() else 0,
         }
@@ -217,6 +221,11 @@ class Worker:
 
     def _take_up_configuration(self) -> None:
         self.pipeline.snapshot = self._build()
+
+    def _take_up_catalogue(self) -> None:
+        content = self._publication.read_catalogue()
+        if content is not None:
+            self._prices.replace(read_catalogue(content))
 
     def _take_up_learned(self) -> None:
         content = self._publication.read_learned()

@@ -23,6 +23,7 @@ import uvloop
 from fastapi import FastAPI, Response
 
 from gateway import directory, secrets
+from gateway.accounting.catalogue_desk import CatalogueDesk
 from gateway.api.admin import AdminServices, create_admin_router
 from gateway.api.admin_directory import DirectoryServices
 from gateway.api.admin_escape import EscapeServices
@@ -33,6 +34,7 @@ from gateway.api.admin_secrets import SecretServices
 from gateway.api.admin_versions import VersionServices
 from gateway.api.internal import InternalServices, create_internal_router
 from gateway.budgets.desk import BudgetDesk
+from gateway.budgets.watch import BudgetWatch
 from gateway.config.settings import Settings, environment_variables, load_settings
 from gateway.errors import StoreError
 from gateway.escape.run import EscapeRunner
@@ -95,6 +97,16 @@ class ControlPlane:
             flush=self.ship,
             publish=self.publication.publish_budgets,
             push=workers.reload,
+        )
+        self.catalogues = CatalogueDesk(database.engine, self.publication.publish_catalogue, workers.reload)
+        self.watch = BudgetWatch(
+            database.engine,
+            desk=self.budgets,
+            gateway=settings.gateway_name,
+            client=client,
+            metrics=self.metrics,
+            configuration=lambda: self.governance.configuration,
+            keys=self.publication.read_keys,
         )
         self.identity = IdentityDesk(client, lambda: self.governance.configuration.oidc)
         self.is_behind = False
@@ -259,6 +271,7 @@ def create_control_app(control: ControlPlane) -> FastAPI:
                 directory=people,
                 secrets=stored,
                 months=months,
+                budgets=control.watch,
             )
         )
     )
@@ -317,6 +330,8 @@ async def serve(settings: Settings, worker_count: int) -> None:
                 owned.create_task(control.run_key_watch()),
                 owned.create_task(control.run_learning()),
                 owned.create_task(control.budgets.run()),
+                owned.create_task(control.watch.run()),
+                owned.create_task(control.catalogues.run()),
                 owned.create_task(control.run_retention()),
                 owned.create_task(control.escapes.run()),
             ]

@@ -166,6 +166,8 @@ def check_write(document: Document, entries: Sequence[Entry], new: Entry, enviro
     check_id(new.kind, new.id)
     if owned_by_yaml(document, new.kind, new.id):
         raise _owned(new.kind, new.id)
+    if b"\\u0000" in _encode(new.body):
+        raise InvalidRequest("it holds a character that no text can have", code="directory_refused")
     others = [entry for entry in entries if entry.key != new.key]
     if len(others) >= MAX_ENTRIES:
         raise InvalidRequest(

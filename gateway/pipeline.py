@@ -16,7 +16,6 @@ from random import Random
 from time import time
 
 from gateway.accounting.entry import NOTHING, Books, Context, new_request_id
-from gateway.accounting.prices import total_input
 from gateway.adapters.endpoint import UNSUPPORTED
 from gateway.admission import Admission, Shed
 from gateway.attempt import CLIENT_GONE, HEDGE_LOST, Attempt
@@ -36,7 +35,6 @@ from gateway.routing.facts import Facts
 from gateway.routing.health import HealthBook
 from gateway.routing.refusal import explain_no_candidates
 from gateway.routing.retry import Agenda, counts_against, retry_after
-from gateway.routing.statistics import Observation
 from gateway.shadow import Shadows
 from gateway.snapshot import Snapshot
 from gateway.types import Caller, Candidate, Shift, Usage

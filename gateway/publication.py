@@ -1,5 +1,5 @@
 """What the control plane publishes to the workers of one machine: the last good configuration, the active keys, what
-was learned from traffic, the escapes under way, and what teams have left of their budgets.
+was learned from traffic, the escapes under way, the price catalogue, and what budgets have left.
 
 Files under `HATCHWAY_HOME/published`, replaced atomically. A worker that starts while PostgreSQL is away, or after
 the YAML on disk was broken, still serves with them.
@@ -31,6 +31,7 @@ class Publication:
         self._learned = self._folder / "learned.json"
         self._shifts = self._folder / "shifts.json"
         self._budgets = self._folder / "budgets.json"
+        self._catalogue = self._folder / "catalogue.json"
         self._pin = self._folder / "pin.json"
 
     def publish_document(self, document: Document) -> None:
@@ -67,6 +68,14 @@ class Publication:
         """None: nothing was published yet."""
         return self._budgets.read_bytes() if self._budgets.exists() else None
 
+    def publish_catalogue(self, content: bytes) -> None:
+        """The price catalogue in force, as `gateway.accounting.catalogue` writes it."""
+        self._replace(self._catalogue, content)
+
+    def read_catalogue(self) -> bytes | None:
+        """None: nothing was published yet."""
+        return self._catalogue.read_bytes() if self._catalogue.exists() else None
+
     def publish_pin(self, content: bytes | None) -> None:
         """What holds a version in force against the YAML on disk, as `gateway.history` writes it; None: nothing."""
         if content is None:
@@ -89,6 +98,9 @@ class Publication:
 
     def budgets_stamp(self) -> int:
         return _modified(self._budgets)
+
+    def catalogue_stamp(self) -> int:
+        return _modified(self._catalogue)
 
     def _replace(self, path: Path, content: bytes) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

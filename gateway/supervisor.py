@@ -148,6 +148,8 @@ class Supervisor:
             with exclusive_home(self._settings.home):
                 publication = Publication(self._settings.home)
                 publication.publish_document(_to_publish(publication, document))
+                if publication.read_catalogue() is None:
+                    await asyncio.to_thread(publish_first_catalogue, publication)
                 await self._until(stop, self._start(configuration))
                 await stop.wait()
         finally:
@@ -285,6 +287,13 @@ class Supervisor:
         await self._client.close()
         if self._database is not None:
             await asyncio.to_thread(self._database.close)
+
+
+def publish_first_catalogue(publication: Publication) -> None:
+    """That of the installed package, so that no worker has to read the package itself."""
+    from gateway.accounting.catalogue_import import from_package  # slow to import: only the first start pays
+
+    publication.publish_catalogue(from_package().catalogue.encode())
 
 
 def _to_publish(publication: Publication, on_disk: Document) -> Document:

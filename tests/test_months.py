@@ -43,6 +43,7 @@ from gateway.store.audit import Author, list_audit
 from gateway.store.database import Database
 from gateway.store.tables import corrections, usage_events
 from gateway.types import Usage, UsageEvent
+from tests.emptying import empty
 
 NewRow = Callable[..., dict[str, Any]]
 OCTOBER, NOVEMBER, DECEMBER = date(2025, 10, 1), date(2025, 11, 1), date(2025, 12, 1)
@@ -62,7 +63,7 @@ def wipe(engine: Engine, *statements: str) -> None:
 
 @pytest.fixture
 def engine(database: Database) -> Iterator[Engine]:
-    wipe(database.engine, "TRUNCATE usage_events, usage_hours, corrections, months, audit_log")
+    empty(database.engine)
     yield database.engine
 
 

@@ -38,7 +38,7 @@ class CsvWriter:
 
 
 class ParquetWriter:
-    """Row groups of a fixed size. Raises ValueError without pyarrow, and for a number with more digits than its column."""
+    """Row groups of a fixed size. Raises ValueError without pyarrow, and for a number that does not fit its column."""
 
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
         pyarrow, parquet = load_arrow()

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.accounting.catalogue import Catalogue, CatalogueProvider, Listing
+from gateway.accounting.catalogue import Catalogue, CatalogueProvider, Listing, read_catalogue
 from gateway.accounting.offers import FROM_YAML, Base, Offer, in_utc
 from gateway.accounting.rates import PricedRates, PriceRecord, cost, read_record, total_input, unit_prices
 from gateway.config.model import Configuration, Contract, Endpoint, Exchange, Provider
@@ -230,6 +230,11 @@ class PriceBook:
     def __init__(self, catalogue: Catalogue | None = None) -> None:
         self._catalogue = catalogue
         self._plain = self._prices()
+
+    @classmethod
+    def published(cls, content: bytes | None) -> PriceBook:
+        """With the catalogue that the control plane has published; None: with the package's. Raises ValueError."""
+        return cls(None if content is None else read_catalogue(content))
 
     def load(self) -> None:
         """Reads the catalogue now instead of at the first request. Blocking."""

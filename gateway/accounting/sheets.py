@@ -108,8 +108,9 @@ def figure_type(arrow: Any, name: str, kind: Kind, cells: list[Cell]) -> Any:
         return arrow.float64()
     known = [cell.as_tuple() for cell in cells if isinstance(cell, Decimal)]
     scale = max((-int(cell.exponent) for cell in known if int(cell.exponent) < 0), default=0)
-    before = max((len(cell.digits) + int(cell.exponent) for cell in known), default=0)
-    if scale + max(before, 0) > DECIMAL_DIGITS:
+    before = max((len(cell.digits) + int(cell.exponent) for cell in known if any(cell.digits)), default=0)
+    before = max(before, 0)
+    if scale + before > DECIMAL_DIGITS:
         raise ValueError(
             f"`{name}` needs {scale + before} digits, and a decimal of Parquet has {DECIMAL_DIGITS}\n"
             "hint: use `--format csv` or `--format json`, which keep every digit"

@@ -51,6 +51,8 @@ PERMISSIONS: Mapping[str, frozenset[Role]] = MappingProxyType(
         "show_decision": _EVERYBODY,
         "show_keys": _EVERYBODY,
         "show_key": _EVERYBODY,
+        "list_budgets": _EVERYBODY,
+        "show_budget": _EVERYBODY,
         "show_directory": _EVERYBODY,
         "show_directory_entry": _EVERYBODY,
         # What finance writes; where a team's requests may go it leaves as it is.
@@ -84,6 +86,7 @@ PERMISSIONS: Mapping[str, frozenset[Role]] = MappingProxyType(
         "show_learned": _OPERATORS,
         "forget_learned": _OPERATORS,
         # Money.
+        "release_leases": _FINANCE,
         "show_catalogues": _FINANCE,
         "propose_catalogue": _FINANCE,
         "approve_catalogue": _FINANCE,

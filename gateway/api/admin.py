@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, Response
 from sqlalchemy import Engine
 
 from gateway.api.admin_audit import add_audit
+from gateway.api.admin_budgets import BudgetServices, add_budgets
 from gateway.api.admin_decisions import add_decisions
 from gateway.api.admin_directory import DirectoryServices, add_directory
 from gateway.api.admin_escape import EscapeServices, add_escapes
@@ -31,11 +32,13 @@ from gateway.api.admin_models import (
 )
 from gateway.api.admin_months import MonthServices, add_months
 from gateway.api.admin_page import AdminPage
+from gateway.api.admin_prices import PriceServices, add_prices
 from gateway.api.admin_prompts import PromptServices, add_prompts
 from gateway.api.admin_reconcile import ReconcileServices, add_reconciliations
 from gateway.api.admin_secrets import SecretServices, add_secrets
 from gateway.api.admin_usage import UsageServices, add_usage
 from gateway.api.admin_versions import VersionServices, add_versions
+from gateway.budgets.watch import BudgetWatch
 from gateway.config.model import Configuration
 from gateway.identity.desk import IdentityDesk
 from gateway.types import EndpointHealth
@@ -63,6 +66,7 @@ class AdminServices:
     directory: DirectoryServices | None = None
     secrets: SecretServices | None = None
     months: MonthServices | None = None
+    budgets: BudgetWatch | None = None
     identity: IdentityDesk | None = None
     refused: Callable[[str], None] = lambda code: None
 
@@ -109,6 +113,9 @@ def create_api(services: AdminServices) -> APIRouter:
         add_secrets(api, services.secrets)
     if services.months is not None:
         add_months(api, services.months)
+    if services.budgets is not None:
+        add_budgets(api, BudgetServices(watch=services.budgets))
+    add_prices(api, PriceServices(engine=services.engine, configuration=services.configuration))
     add_reconciliations(api, ReconcileServices(services.engine, services.configuration))
     add_prompts(api, PromptServices(services.engine))
     return api

@@ -16,9 +16,10 @@ from sqlalchemy import Engine
 
 from gateway.api.access import Actor, actor_of, may_see
 from gateway.api.admin_http import answer, read_body
+from gateway.api.admin_versions import refusal
 from gateway.config.document import Document
 from gateway.directory import Entry, Kind, check_id, check_removal, check_write
-from gateway.errors import InvalidRequest, NotFound, PermissionDenied, StoreError
+from gateway.errors import GatewayError, InvalidRequest, NotFound, PermissionDenied, StoreError
 from gateway.store.directory import describe_directory, remove_entry, write_entry
 
 _ROUTING_KEYS = ("allow", "data_class", "priority", "weight")
@@ -103,30 +104,47 @@ def add_directory(api: APIRouter, services: DirectoryServices) -> None:
     @api.delete("/directory/{kind}/{entry_id:path}", tags=["directory"], status_code=204)
     async def remove_directory_entry(kind: Kind, entry_id: str, request: Request) -> None:
         """Removes an entry that the API wrote, unless another one needs it."""
-        actor, document, variables = actor_of(request), services.document(), services.variables()
-
-        def check(entries: Sequence[Entry]) -> None:
-            old = next((one for one in entries if one.key == (kind, entry_id)), None)
-            check_finance(actor, Entry(kind, entry_id, {}), old)
-            check_removal(document, entries, kind, entry_id, variables)
-
-        def remove() -> None:
-            remove_entry(services.engine, kind, entry_id, actor.author, check)
-
-        await asyncio.to_thread(remove)
+        await asyncio.to_thread(drop_entry, services, kind, entry_id, actor_of(request))
         await services.publish()
 
 
 def add_internal_directory(router: APIRouter, services: DirectoryServices) -> None:
-    """For the command line, which writes to PostgreSQL itself."""
+    """For the command line, over the unix socket: it asks whoever knows which YAML is in force."""
+
+    @router.get("/directory")
+    async def show_directory() -> Response:
+        try:
+            found = await asyncio.to_thread(
+                describe_directory, services.engine, services.document(), services.variables()
+            )
+        except (GatewayError, StoreError) as error:
+            return refusal(error)
+        return answer(_encode({"entries": found}))
 
     @router.post("/directory")
-    async def publish_directory() -> Response:
+    async def write_directory(request: Request) -> Response:
+        body = await read_body(request)
         try:
+            asked = msgspec.json.decode(body, type=_Asked)
+            actor = Actor(asked.author, "admin")
+            if bytes(asked.body) == b"null":
+                await asyncio.to_thread(drop_entry, services, asked.kind, asked.id, actor)
+            else:
+                entry = Entry(asked.kind, asked.id, parse_body(bytes(asked.body)))
+                await asyncio.to_thread(set_entry, services, entry, actor)
             await services.publish()
-        except (StoreError, OSError) as error:
-            return Response(msgspec.json.encode({"error": str(error)}), 503, media_type="application/json")
+        except (GatewayError, StoreError, msgspec.DecodeError) as error:
+            return refusal(error)
         return answer(b"{}")
+
+
+class _Asked(msgspec.Struct, forbid_unknown_fields=True):
+    """`body` null: the entry is to be removed."""
+
+    kind: Kind
+    id: str
+    author: str
+    body: msgspec.Raw
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
@@ -149,6 +167,18 @@ def set_entry(services: DirectoryServices, entry: Entry, actor: Actor) -> None:
         check_write(document, entries, entry, variables)
 
     write_entry(services.engine, entry, actor.author, check)
+
+
+def drop_entry(services: DirectoryServices, kind: Kind, entry_id: str, actor: Actor) -> None:
+    """Raises NotFound, Conflict, InvalidRequest, PermissionDenied, StoreError."""
+    document, variables = services.document(), services.variables()
+
+    def check(entries: Sequence[Entry]) -> None:
+        old = next((one for one in entries if one.key == (kind, entry_id)), None)
+        check_finance(actor, Entry(kind, entry_id, {}), old)
+        check_removal(document, entries, kind, entry_id, variables)
+
+    remove_entry(services.engine, kind, entry_id, actor.author, check)
 
 
 def check_finance(actor: Actor, new: Entry, old: Entry | None) -> None:

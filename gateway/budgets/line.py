@@ -92,7 +92,8 @@ class Line:
         self.others, self.left = answer.others, answer.left
         self.is_failed = False
         self.is_short = answer.more < ask.want
-        self.is_all = self.is_short and answer.others <= 0 and answer.free <= 0
+        # What was settled while it was asked may be on the ledger and in the lease: then there may be more.
+        self.is_all = self.is_short and answer.others <= 0 and answer.free <= 0 and not self.settled
         self.can_grow = answer.free > 0
         self.low = ask.ahead // 2 if self.can_grow else 0
 

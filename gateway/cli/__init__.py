@@ -8,6 +8,7 @@ import typer
 
 from gateway.cli import (
     audit,
+    budgets,
     corrections,
     directory,
     domains,
@@ -18,6 +19,7 @@ from gateway.cli import (
     models,
     months,
     policy,
+    prices,
     prompts,
     reconcile,
     reports,
@@ -56,6 +58,8 @@ app.add_typer(directory.app, name="directory")
 app.add_typer(ledger_files.app, name="ledger")
 app.add_typer(corrections.app, name="corrections")
 app.add_typer(reconcile.app, name="reconciliations")
+app.add_typer(prices.app, name="prices")
+app.add_typer(budgets.app, name="budgets")
 app.add_typer(months.app, name="month")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(prompts.app, name="prompts")

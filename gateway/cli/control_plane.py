@@ -38,7 +38,7 @@ def try_control(settings: Settings, method: str, path: str, body: Any = None) ->
     except (httpx.HTTPError, ValueError) as error:
         fail(f"the running gateway did not answer: {error or type(error).__name__}\nhint: its log says why")
     if response.status_code >= 400:
-        fail(_message(answer), status=2 if response.status_code in (400, 404) else 1)
+        fail(_message(answer), status=2 if response.status_code in (400, 404, 409) else 1)
     return answer
 
 

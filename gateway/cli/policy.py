@@ -75,7 +75,8 @@ def explain(
     settings = load_settings(config=config)
     configuration = load(settings.config_path, settings.home, environment_variables()).configuration
     trained = read_model(settings.home / MODEL_FILE)
-    snapshot = Snapshot.build(configuration, PriceBook(), settings.run_dir, "hatchway", trained)
+    prices = PriceBook.published(Publication(settings.home).read_catalogue())
+    snapshot = Snapshot.build(configuration, prices, settings.run_dir, "hatchway", trained)
     caller = _OPERATOR if key is None else _find_caller(settings, key)
     if project is not None:
         caller = replace(caller, project=project)

@@ -18,6 +18,7 @@ from gateway.cli.ledger import opened_ledger
 from gateway.config.model import Configuration
 from gateway.config.settings import environment_variables, load_settings
 from gateway.directory import load
+from gateway.publication import Publication
 
 if TYPE_CHECKING:
     from gateway.simulation.profiles import Profile
@@ -55,6 +56,7 @@ def simulate(
     other = None if baseline is None else _compile(baseline)
     stated = {} if profiles is None else read_profiles(profiles)
     now = datetime.now(UTC)
+    prices = PriceBook.published(Publication(load_settings().home).read_catalogue())
     try:
         start = parse_moment("--since", since, now, end_of_day=False)
         end = parse_moment("--until", until, now, end_of_day=True) if until else now
@@ -67,7 +69,7 @@ def simulate(
     def replay(arrivals: Any, total: int | None, known: dict[str, Profile]) -> dict[str, Any]:
         with progress_bar("replaying", total) as advance:
             return run(
-                arrivals, configuration, baseline=other, profiles=known, prices=PriceBook(), seed=seed, progress=advance
+                arrivals, configuration, baseline=other, profiles=known, prices=prices, seed=seed, progress=advance
             )
 
     if files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 from gateway.config.compiler import compile_configuration
 from gateway.config.constraints import accepts, fallbacks_of, pool_of
 from gateway.config.document import Document, KeyPath, quoted, read_document
-from gateway.config.model import Configuration, Match, Policy
+from gateway.config.model import AS_ASKED, Configuration, Contract, Endpoint, Match, Policy
 from gateway.config.providers import LOCAL, LOCAL_IGNORES
 from gateway.config.variables import variables_in
 from gateway.errors import ConfigError, Mistake
@@ -41,6 +42,7 @@ def warnings(document: Document, configuration: Configuration, now: datetime) ->
         _routes(configuration),
         _windows(configuration, now),
         _teams(configuration),
+        _prices(configuration, now),
     )
     found = [Mistake(*document.where(path), message, hint) for note in notes for path, message, hint in note]
     return sorted(found, key=lambda mistake: (mistake.file, mistake.line))
@@ -178,6 +180,45 @@ def _teams(configuration: Configuration) -> _Notes:
         if not team.budget.hard:
             message = f"{name} is soft: once it is spent requests go on"
             yield path, message, "write `hard: true` to refuse what costs money from then on"
+
+
+def _prices(configuration: Configuration, now: datetime) -> _Notes:
+    today = now.astimezone(UTC).date()
+    for position, contract in enumerate(configuration.contracts):
+        path: KeyPath = ("contracts", contract.id)
+        name = f"contract {quoted(contract.id)}"
+        if not any(_is_for(contract, endpoint) for endpoint in configuration.endpoints.values()):
+            message = f"{name} never holds: no endpoint of provider {quoted(contract.provider)} fits it"
+            yield path, message, "look at its `models` and `endpoints`, or remove it"
+        if contract.until is not None and contract.until < today:
+            message = f"{name} ended on {contract.until}: what it covered costs the list price"
+            yield (*path, "until"), message, "move `until`, or keep it for attempts of that time that are priced again"
+        later = (other for other in configuration.contracts[position + 1 :] if _covers(other, contract))
+        if other := next(later, None):
+            message = f"{name} never holds: contract {quoted(other.id)} after it covers all of it"
+            yield path, message, f"move it below contract {quoted(other.id)}"
+    used = {contract.currency for contract in configuration.contracts if contract.price is not None}
+    used |= {endpoint.sheet.currency for endpoint in configuration.endpoints.values() if endpoint.sheet is not None}
+    for currency, values in configuration.currencies.items():
+        if currency not in used:
+            yield ("currencies", currency), f"no price is stated in {quoted(currency)}", "remove it, or use it"
+        elif all(value.since is not None and value.since > today for value in values):
+            message = f"nobody says what {quoted(currency)} is worth today: prices in it are unknown"
+            yield ("currencies", currency), message, "add its worth without `since`, or since an earlier day"
+
+
+def _is_for(contract: Contract, endpoint: Endpoint) -> bool:
+    return (
+        contract.provider == endpoint.provider.id
+        and (not contract.endpoints or any(fnmatchcase(endpoint.id, glob) for glob in contract.endpoints))
+        and (endpoint.model == AS_ASKED or any(fnmatchcase(endpoint.model, glob) for glob in contract.models))
+    )
+
+
+def _covers(other: Contract, contract: Contract) -> bool:
+    """Whether `other`, which goes before, holds wherever `contract` would."""
+    bounds = (other.endpoints, other.teams, other.service_tiers, other.since, other.until)
+    return other.provider == contract.provider and "*" in other.models and not any(bounds)
 
 
 def _summary(path: Path, configuration: Configuration) -> str:

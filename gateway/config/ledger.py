@@ -34,7 +34,13 @@ def _sync(section: Section) -> float | None:
     value = section.raw("sync")
     if not isinstance(value, bool) and value in (0, "0", "0s", "0ms"):
         return 0.0
-    return section.seconds("sync", most=MOST_SYNC)
+    seconds = section.seconds("sync")
+    if seconds is not None and seconds > MOST_SYNC:
+        section.add(
+            "sync", f"{section.name('sync')} must be at most {MOST_SYNC:g}s", "write `50ms`, or `0` for each answer"
+        )
+        return None
+    return seconds
 
 
 def _size(section: Section, key: str) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from gateway.config.document import quoted
 from gateway.config.keys import KEYS, MAX_TOKENS
 from gateway.config.model import Capacity, Contract, Exchange, PriceSettings
-from gateway.config.section import Section, suggest
+from gateway.config.section import Section, shown, suggest
 from gateway.config.sheets import (
     ANYWHERE,
     METERS,
@@ -60,10 +60,8 @@ def compile_price(section: Section) -> StatedPrice:
     tiers = []
     for name, tier in section.section("service_tiers", None).entries(KEYS["price_tier"]):
         meters = Meters(**_stepped(tier, base, _prices(tier)))
-        if not meters.stated():
-            tier.add(
-                None, f"{section.name('service_tiers')}.{name} states no price", "give what it costs, or remove it"
-            )
+        if not meters.stated() and section.report.is_sound(tier.path):
+            tier.add(None, f"{shown(tier.path)} states no price", "give what it costs, or remove it")
         tiers.append(TierWindow(tier=tier_of(name) or name, meters=meters))
     uplift = section.share("uplift")
     sheet = PriceSheet(

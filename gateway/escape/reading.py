@@ -12,13 +12,15 @@ import msgspec
 from msgspec.structs import replace
 from sqlalchemy import Engine
 
-from gateway.accounting.prices import PriceBook, total_input
+from gateway.accounting.catalogue_desk import stored_catalogue
+from gateway.accounting.prices import PriceBook, Prices, total_input
 from gateway.config.model import Configuration, Endpoint, Match, Route
 from gateway.escape.plan import EscapePlan, Latency, Obstacle, Served, find_pairs, make_escape_plan
 from gateway.routing.explanation import read_decision
 from gateway.routing.facts import Facts
 from gateway.routing.plan import Dropped
 from gateway.routing.planner import Planner
+from gateway.store.catalogues import in_force
 from gateway.store.escapes import ServedRow, latency_of, read_served
 from gateway.types import Outlook, Usage
 
@@ -33,7 +35,8 @@ def plan_escape(
     pairs = find_pairs(configuration, source, target)
     sources = [pair.source for pair in pairs]
     found = latency_of(engine, [*sources, *(pair.target for pair in pairs)], since, until)
-    prices = PriceBook()
+    version = in_force(engine)
+    prices = PriceBook(None if version is None else stored_catalogue(engine, version)).under(configuration)
     rules = Rules(configuration, prices)
 
     def price(endpoint: Endpoint, model: str, at: datetime, usage: Usage) -> Decimal | None:
@@ -97,7 +100,7 @@ def _facts_of_row(row: ServedRow, source: Endpoint) -> Facts:
 class Rules:
     """The rules of routing, asked about one endpoint alone."""
 
-    def __init__(self, configuration: Configuration, prices: PriceBook) -> None:
+    def __init__(self, configuration: Configuration, prices: Prices) -> None:
         self._configuration = configuration
         self._prices = prices
         self._today = Planner(configuration, prices.quote)

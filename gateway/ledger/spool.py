@@ -168,10 +168,10 @@ class Spool:
 
     def relieve(self) -> None:
         """Writes what is held in memory, if the disk takes it now, and looks how full the spool is."""
-        if self._held:
-            with suppress(SpoolError):
+        with suppress(SpoolError):
+            if self._held:
                 self._write_held()
-        elif self._is_over and self._room > self._kept_free:
+        if self._is_over and self._room > self._kept_free:
             self._recover()  # a disk that was full is known to take more only when it has taken something
 
     @property
@@ -287,15 +287,16 @@ class Spool:
                 self._is_full = True
                 _log.error("%s; %s", error, _CONSEQUENCES[self._settings.on_full])
             raise
-        if self._is_full:
-            self._recover()
+        if self._is_full and (kept_free or not self._is_over):
+            self._recover()  # an end that fits into what is kept for ends does not make room for what begins
 
     def _write_held(self) -> None:
         """Raises: `SpoolError`; what was written until then is held no more."""
         for key, record in self._held:
             self._write([record], 0)
             self._held.remove(key)
-        self._recover()
+        if not self._is_over:
+            self._recover()
 
     def _recover(self) -> None:
         self._is_full = self._is_over = False

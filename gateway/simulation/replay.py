@@ -14,7 +14,7 @@ from random import Random
 import msgspec
 from msgspec.structs import replace
 
-from gateway.accounting.prices import PriceBook, total_input
+from gateway.accounting.prices import PriceBook, Prices, total_input
 from gateway.config.model import Configuration, Endpoint
 from gateway.errors import GatewayError
 from gateway.routing.facts import Facts
@@ -61,7 +61,7 @@ class Replay:
     them).
     """
 
-    def __init__(self, configuration: Configuration, prices: PriceBook, world: World, seed: int = 0) -> None:
+    def __init__(self, configuration: Configuration, prices: Prices | PriceBook, world: World, seed: int = 0) -> None:
         self.without_keys = sorted(
             {e.provider.id for e in configuration.endpoints.values() if e.provider.missing is not None}
         )

@@ -39,9 +39,8 @@ def simulate(
     for arrival in arrivals:
         if comparison is None or after is None:
             started = {endpoint: profile.started(arrival.at) for endpoint, profile in profiles.items()}
-            world = World(started, prices, seed)
-            after = Replay(configuration, prices, world, seed)
-            before = None if baseline is None else Replay(baseline, prices, world, seed)
+            after = _replay(configuration, prices, started, seed)
+            before = None if baseline is None else _replay(baseline, prices, started, seed)
             comparison = Comparison(has_before=before is not None or arrival.decision is not None)
         then = None
         if before is not None:
@@ -82,3 +81,9 @@ def _notes(comparison: Comparison, replay: Replay, profiles: Mapping[str, Profil
     if comparison.estimated:
         notes.append(f"{comparison.estimated} requests have no counted tokens: what was expected of them is assumed")
     return notes
+
+
+def _replay(configuration: Configuration, prices: PriceBook, profiles: Mapping[str, Profile], seed: int) -> Replay:
+    """Each configuration has its own contracts."""
+    agreed = prices.under(configuration)
+    return Replay(configuration, agreed, World(profiles, agreed, seed), seed)

@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 import msgspec
 
-from gateway.accounting.prices import PriceBook, total_input
+from gateway.accounting.prices import PriceBook, Prices, total_input
 from gateway.config.model import Endpoint
 from gateway.simulation.profiles import Behaviour, Profile
 from gateway.simulation.traffic import Arrival, total_output
@@ -48,7 +48,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class World:
     """`profiles`: by endpoint, with windows in seconds since the epoch. `prices`: those in force at each request."""
 
-    def __init__(self, profiles: Mapping[str, Profile], prices: PriceBook, seed: int = 0) -> None:
+    def __init__(self, profiles: Mapping[str, Profile], prices: Prices | PriceBook, seed: int = 0) -> None:
         self.profiles = profiles
         self._prices = prices
         self._seed = seed

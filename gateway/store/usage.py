@@ -40,7 +40,8 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     group: Group  # in the order of `by`
-    requests: int  # distinct: one that was tried at two endpoints counts once in each, and once in the total
+    # Each once, when it began; one that was tried at two endpoints counts once in each, and once in the total.
+    requests: int
     attempts: int
     errors: int  # attempts that ended in `error`, `timeout` or `shed`; a caller who hangs up is none
     tokens: dict[str, int]
@@ -138,16 +139,18 @@ def check(question: Question) -> None:
         if name not in GROUPS and not (name.startswith(TAG) and name != TAG):
             raise ValueError(f"cannot group by `{name[:80]}`\nhint: {', '.join(GROUPS)}, tag:NAME")
         if len(name) > MAX_NAME_LENGTH or "\0" in name:
-            raise ValueError("the name of a tag is too long\nhint: at most 200 characters")
+            raise ValueError("no tag has such a name\nhint: at most 200 characters")
     if len(set(question.by)) != len(question.by):
         raise ValueError("a name is given twice to group by\nhint: name each once")
     if len(question.by) > MAX_NAMES:
         raise ValueError(f"more than {MAX_NAMES} names to group by\nhint: group by less")
     for name, globs in question.where.items():
         if name in GRAINS:
-            raise ValueError(f"`{name}` cannot be filtered by\nhint: `--from` and `--to` choose the time")
+            raise ValueError(f"`{name}` cannot be filtered by\nhint: `from` and `to` choose the time")
         if len(globs) > MAX_GLOBS or any(len(glob) > MAX_NAME_LENGTH or "\0" in glob for glob in globs):
-            raise ValueError(f"what `{name[:80]}` may be is too long\nhint: {MAX_GLOBS} globs of 200 characters")
+            raise ValueError(f"no `{name[:80]}` has such a name\nhint: at most {MAX_GLOBS} globs of 200 characters")
+    if question.team is not None and (len(question.team) > MAX_NAME_LENGTH or "\0" in question.team):
+        raise ValueError("no team has such a name\nhint: at most 200 characters")
     if any(bound is not None and bound.tzinfo is None for bound in (question.since, question.until)):
         raise ValueError("a time has no zone\nhint: give times with a zone, such as UTC")
 

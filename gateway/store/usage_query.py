@@ -54,6 +54,10 @@ OF_ROWS = ("error_type", "stream", "policy_version", "catalog_version", "gateway
 GROUPS = (*tuple(SUMMED)[:5], "day", *tuple(SUMMED)[5:], *(grain for grain in GRAINS if grain != "day"), *OF_ROWS)
 """What usage can be grouped by, beside the values of a tag."""
 TAG = "tag:"
+SHARED = frozenset(
+    {"organisation", "team", "project", "key", "cost_center", "route", "domain", "model", "stream", "gateway", *GRAINS}
+)
+"""What all attempts of a request have in common; of time, what counts is when it began."""
 
 _COUNTED = (
     *("attempts", "requests", "errors", *BUCKETS, "cost_usd", "used", "priced_used", "unpriced", "estimated"),
@@ -78,6 +82,16 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_in_sums(self) -> bool:
         return all(name in SUMMED or name in GRAINS for name in (*self.by, *self.where))
+
+    @property
+    def splits_requests(self) -> bool:
+        """Whether attempts of one request may be in several groups, each of which then counts the request."""
+        return any(name not in SHARED for name in self.by)
+
+    @property
+    def picks_attempts(self) -> bool:
+        """Whether a request may be chosen for another attempt than its first one."""
+        return any(name not in SHARED for name in self.where)
 
     @property
     def is_in_days(self) -> bool:
@@ -115,14 +129,14 @@ def label(place: int) -> str:
 
 def usage_query(question: Question, spans: Iterable[Span]) -> Select[Any]:
     """The total first, then the groups in order, unknown last. `spans`: together the question's time."""
-    spans = list(spans)
-    part = union_all(*(query for span in spans for query in _parts(question, span)), _tried_again(question)).subquery()
+    parts = [query for span in spans for query in _parts(question, span)]
+    of_groups = question.splits_requests or question.picks_attempts
+    part = union_all(*parts, *([_tried_again(question)] if of_groups else [])).subquery()
     sums = {name: func.coalesce(func.sum(part.c[name]), 0) for name in _COUNTED}
     groups = [part.c[label(place)] for place in range(len(question.by))]
     is_total = func.grouping(*groups) != 0 if groups else true()
-    again = case(
-        (is_total, _tried_again_in_all(question).scalar_subquery()), else_=func.coalesce(func.sum(part.c.again), 0)
-    )
+    in_all = _tried_again_in_all(question).scalar_subquery() if question.picks_attempts else literal(0)
+    again = case((is_total, in_all), else_=func.coalesce(func.sum(part.c.again), 0))
     query = select(*groups, is_total.label("is_total"), *_figures(sums, again))
     if groups:  # and, beside them, the empty set: the total, which has a row even when there are no events
         query = query.group_by(func.grouping_sets(tuple_(*groups), tuple_()))
@@ -166,7 +180,11 @@ def _parts(question: Question, span: Span) -> list[Select[Any]]:
         return [_summed(question, source, table, sums, span), _bounds_of_repriced(question, span)]
     of_events = _summed(question, _of_events(usage_events), usage_events, event_sums(), span)
     source, corrected = _of_corrections(question)
-    return [of_events, _summed(question, source, corrected, correction_sums(), span), _bounds_of_repriced(question, span)]
+    return [
+        of_events,
+        _summed(question, source, corrected, correction_sums(), span),
+        _bounds_of_repriced(question, span),
+    ]
 
 
 def _bounds_of_repriced(question: Question, span: Span) -> Select[Any]:
@@ -181,7 +199,8 @@ def _bounds_of_repriced(question: Question, span: Span) -> Select[Any]:
 def _tried_again(question: Question) -> Select[Any]:
     """Requests of each group that have an attempt in it, but not their first one.
 
-    First attempts are counted as they are summed; with these it is the number of distinct requests.
+    Sums count first attempts: that is the number of requests where all attempts of one are in the same group. Where
+    they need not be, these are added, and it is the number of distinct requests.
     """
     later, first = usage_events.alias("later"), usage_events.alias("first")
     names = zip(_groups(question, _of_events(later)), _groups(question, _of_events(first)), strict=True)

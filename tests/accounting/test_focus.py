@@ -38,6 +38,7 @@ from gateway.store.database import Database
 from gateway.store.tables import corrections, months, usage_events
 from gateway.types import BUCKETS, Rates, Usage
 from tests.configuration import make_endpoint, make_provider
+from tests.emptying import empty
 
 Row = dict[str, str]
 NewRow = Callable[..., dict[str, Any]]
@@ -52,9 +53,7 @@ RATES = Rates(
 @pytest.fixture
 def engine(database: Database) -> Iterator[Engine]:
     """With empty tables; also closed months go, which nobody may delete."""
-    with database.engine.begin() as connection:
-        connection.execute(text("SET LOCAL session_replication_role = replica"))
-        connection.execute(text("TRUNCATE usage_events, usage_hours, corrections, months"))
+    empty(database.engine)
     yield database.engine
 
 

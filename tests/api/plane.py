@@ -32,7 +32,7 @@ policies:
   main: {endpoints: [a, b]}
 teams:
   payments: {cost_center: CC-104, budget: {usd: 500, per: month, hard: true}}
-  search: {}
+  zebra: {}
 """
 
 
@@ -49,15 +49,20 @@ def running_plane(database: Database, folder: Path, document: str = DOCUMENT) ->
 
     async def serve() -> None:
         client = UpstreamClient()
-        control = ControlPlane(settings, database, Workers(client, settings.run_dir, 0))
+        control = ControlPlane(settings, database, Workers(client, settings.run_dir, 0), client)
         server = create_server(create_control_app(control), drain_seconds=1)
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
         await server.startup(sockets=[listener])
+        watch = asyncio.create_task(control.governance.run())
+        while control.governance.state.on_disk is None:  # it reads the file first
+            await asyncio.sleep(0.01)
         started.set()
         try:
             await asyncio.to_thread(ending.wait)
         finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
             await server.shutdown(sockets=[listener])
             await client.close()
             control.close()
@@ -73,9 +78,8 @@ def running_plane(database: Database, folder: Path, document: str = DOCUMENT) ->
     thread = threading.Thread(target=run, name="control plane")
     thread.start()
     try:
-        assert started.wait(PATIENCE)
-        if not failures:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert started.wait(PATIENCE) and not failures, failures
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         ending.set()
         thread.join(PATIENCE)

@@ -24,6 +24,7 @@ from gateway.store.audit import list_audit
 from gateway.store.database import Database
 from gateway.store.keys import ensure_admin_key, hash_secret
 from gateway.store.tables import api_keys, usage_events
+from tests.emptying import empty
 
 ADMIN = "the-admin-key-of-these-tests"
 OCTOBER = datetime(2025, 10, 5, tzinfo=UTC)
@@ -57,9 +58,7 @@ class Plane:
 
 @pytest.fixture
 def engine(database: Database) -> Engine:
-    with database.engine.begin() as connection:
-        connection.execute(text("SET LOCAL session_replication_role = replica"))
-        connection.execute(text("TRUNCATE usage_events, usage_hours, corrections, months, audit_log, api_keys"))
+    empty(database.engine)
     ensure_admin_key(database.engine, Secret(ADMIN))
     return database.engine
 

@@ -30,15 +30,14 @@ from gateway.store.audit import list_audit
 from gateway.store.database import Database
 from gateway.store.tables import usage_events
 from gateway.types import Usage, UsageEvent
+from tests.emptying import empty
 
 OCTOBER = datetime(2025, 10, 5, tzinfo=UTC)
 
 
 @pytest.fixture
 def engine(database: Database) -> Engine:
-    with database.engine.begin() as connection:
-        connection.execute(text("SET LOCAL session_replication_role = replica"))
-        connection.execute(text("TRUNCATE usage_events, usage_hours, corrections, months, audit_log"))
+    empty(database.engine)
     return database.engine
 
 

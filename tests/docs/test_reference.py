@@ -73,6 +73,7 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
     metrics.continuation("local", "served")
     metrics.states = lambda: {"local": "closed"}
     control = ControlMetrics()
+    control.access_refused("invalid_api_key")
     control.shifted([Shift("escape", "a", "b", share=0.5)])
     found = {}
     for exposition in (metrics.exposition(), control.exposition()):

@@ -62,46 +62,46 @@ def table(database: Database) -> Database:
     return database
 
 
+def make_event(**fields: Any) -> UsageEvent:
+    """An event as it stands when an attempt begins; keywords change fields."""
+    now = datetime.now(UTC)
+    values: dict[str, Any] = dict(
+        event_id=str(uuid.uuid4()),
+        request_id="req_1",
+        attempt=1,
+        started_at=now,
+        ended_at=now,
+        team="payments",
+        project=None,
+        key_id="key_1",
+        cost_center=None,
+        route="route-1",
+        policy="cheap",
+        policy_version="0123456789ab",
+        domain=None,
+        endpoint="gpt-mini",
+        provider="openai",
+        model="gpt-4o-mini",
+        upstream_model="gpt-4o-mini",
+        region=None,
+        status="error",
+        error_type="worker_lost",
+        stream=False,
+        ttft_ms=None,
+        duration_ms=0.0,
+        usage=Usage(),
+        usage_source="none",
+        price_status="unpriced",
+        cost_usd=None,
+        prices=None,
+        catalog_version=None,
+    )
+    return UsageEvent(**{**values, **fields})
+
+
 @pytest.fixture
 def new_event() -> NewEvent:
-    """Makes an event as it stands when an attempt begins; keywords change fields."""
-
-    def make(**fields: Any) -> UsageEvent:
-        now = datetime.now(UTC)
-        values: dict[str, Any] = dict(
-            event_id=str(uuid.uuid4()),
-            request_id="req_1",
-            attempt=1,
-            started_at=now,
-            ended_at=now,
-            team="payments",
-            project=None,
-            key_id="key_1",
-            cost_center=None,
-            route="route-1",
-            policy="cheap",
-            policy_version="0123456789ab",
-            domain=None,
-            endpoint="gpt-mini",
-            provider="openai",
-            model="gpt-4o-mini",
-            upstream_model="gpt-4o-mini",
-            region=None,
-            status="error",
-            error_type="worker_lost",
-            stream=False,
-            ttft_ms=None,
-            duration_ms=0.0,
-            usage=Usage(),
-            usage_source="none",
-            price_status="unpriced",
-            cost_usd=None,
-            prices=None,
-            catalog_version=None,
-        )
-        return UsageEvent(**{**values, **fields})
-
-    return make
+    return make_event
 
 
 @pytest.fixture(scope="session")

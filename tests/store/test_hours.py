@@ -18,7 +18,7 @@ from gateway.store.database import Database
 from gateway.store.hours import MONTHS_LOCK, differences, rebuild
 from gateway.store.tables import DIMENSIONS, corrections, usage_days, usage_events, usage_hours
 from gateway.store.usage import UsageRow, spans_of, usage_of
-from gateway.store.usage_query import GROUPS, SUMMED, Question, Table
+from gateway.store.usage_query import GROUPS, SHARED, SUMMED, Question, Table
 from gateway.types import BUCKETS
 
 Event = Callable[..., dict[str, Any]]
@@ -179,10 +179,13 @@ def reckoned(ledger: Database, question: Question, ungrouped: bool = False) -> d
             found.setdefault(group, []).append((row, change))
     if ungrouped:
         found.setdefault((), [])
-    return {group: summed(pairs) for group, pairs in found.items()}
+    names = question.where if ungrouped else {*question.by, *question.where}
+    is_shared = all(name in SHARED for name in names)
+    return {group: summed(pairs, is_shared) for group, pairs in found.items()}
 
 
-def summed(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> tuple[Any, ...]:
+def summed(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]], is_shared: bool) -> tuple[Any, ...]:
+    """`is_shared`: no attempt of a request can be elsewhere, so the request counts where and when it began."""
     rows = [row for row, change in pairs if change is None]
     changes = [(row, change) for row, change in pairs if change is not None]
     unknown = [row for row in rows if row["cost_usd"] is None]
@@ -194,7 +197,7 @@ def summed(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> tuple[A
         + [-(row["max_cost_usd"] or Decimal(0)) for row in priced]
     )
     return (
-        len({row["request_id"] for row in rows}),
+        len({row["request_id"] for row in rows if row["attempt"] == 1 or not is_shared}),
         len(rows),
         sum(row["status"] in ("error", "timeout", "shed") for row in rows),
         *(sum(row[bucket] for row in rows) for bucket in BUCKETS),

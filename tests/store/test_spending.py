@@ -1,139 +1,128 @@
-"""What teams have spent in their budgets' periods, and what hard budgets have left."""
+"""What was spent in a period: out of sums by the hour, equal to the rows to the last digit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta, timezone
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import delete, event, insert, text
+from sqlalchemy import insert
 
-from gateway.budgets import budgets_left
-from gateway.config.model import Team
+from gateway.budgets.accounts import Account
 from gateway.store.database import Database
-from gateway.store.spending import Period, Spending, period_start, spent_by_team
-from gateway.store.tables import usage_events
-from gateway.types import Budget
+from gateway.store.spending import payer_of, spent, spent_by_day, spent_by_payers
+from gateway.store.tables import corrections, usage_events
 
 Event = Callable[..., dict[str, Any]]
-NOW = datetime(2026, 3, 4, 15, 30, tzinfo=UTC)
-"""A Wednesday."""
-DAY, WEEK, MONTH = (datetime(2026, 3, day, tzinfo=UTC) for day in (4, 2, 1))
-
-
-@pytest.fixture(autouse=True)
-def no_events(database: Database) -> Iterator[None]:
-    yield
-    with database.engine.begin() as connection:
-        connection.execute(delete(usage_events))
+START = datetime(2026, 3, 1, 18, 30, tzinfo=UTC)  # midnight in Kolkata
+END = datetime(2026, 3, 2, 18, 30, tzinfo=UTC)
 
 
 def add(database: Database, *rows: dict[str, Any]) -> None:
     with database.engine.begin() as connection:
         for row in rows:
-            connection.execute(insert(usage_events).values(**row))
+            connection.execute(insert(usage_events).values(row))
+
+
+def correct(database: Database, team: str, at: datetime, usd: str) -> None:
+    row = {"correction_id": str(uuid4()), "booked_at": at, "kind": "adjustment", "reason": "r", "author": "a"}
+    with database.engine.begin() as connection:
+        connection.execute(insert(corrections).values(**row, amount_usd=Decimal(usd), team=team))
+
+
+def of(database: Database, account: str, start: datetime = START, end: datetime = END, **covers: Any) -> Decimal:
+    payer = payer_of(account, Account(account, **covers).covers)
+    with database.engine.connect() as connection:
+        one = spent(connection, payer, start, end)
+        assert spent_by_payers(connection, {account: payer}, start, end) == {account: one}
+    return one
+
+
+def test_a_period_begins_and_ends_inside_an_hour(database: Database, usage_event: Event) -> None:
+    moment = timedelta(microseconds=1)
+    times = {
+        START - moment: "1",
+        START: "10",
+        END - moment: "100",
+        END: "1000",
+        START + timedelta(hours=5): "0.000000001",
+    }
+    add(database, *(usage_event(team="edge", started_at=at, cost_usd=Decimal(usd)) for at, usd in times.items()))
+    assert of(database, "team:edge") == Decimal("110.000000001")
+    assert of(database, "team:edge", START, START + timedelta(minutes=10)) == 10  # all of it inside one hour
+    assert of(database, "team:edge", START - timedelta(hours=1), END + timedelta(hours=1)) == Decimal("1111.000000001")
+
+
+def test_unknown_costs_count_with_their_bound_and_corrections_count(database: Database, usage_event: Event) -> None:
+    unknown = {"cost_usd": None, "price_status": "unpriced"}
+    for at in (START + timedelta(minutes=1), START + timedelta(hours=3)):  # in the broken hour, and in a whole one
+        add(
+            database,
+            usage_event(team="unknown", started_at=at, **unknown, max_cost_usd=Decimal(7)),
+            usage_event(team="unknown", started_at=at, **unknown),
+            usage_event(team="unknown", started_at=at, cost_usd=Decimal(2), max_cost_usd=Decimal(50)),
+        )
+        correct(database, "unknown", at, "-0.5")
+    assert of(database, "team:unknown") == 17
 
 
 @pytest.mark.parametrize(
-    ("period", "now", "start"),
+    ("account", "covers", "expected"),
     [
-        ("day", NOW, DAY),
-        ("week", NOW, WEEK),
-        ("month", NOW, MONTH),
-        ("week", datetime(2026, 3, 8, 23, 59, 59, tzinfo=UTC), WEEK),
-        ("week", datetime(2026, 3, 9, tzinfo=UTC), datetime(2026, 3, 9, tzinfo=UTC)),
-        ("month", datetime(2026, 2, 28, 23, tzinfo=timezone(timedelta(hours=-5))), MONTH),
-        ("day", datetime(2026, 3, 5, 1, tzinfo=timezone(timedelta(hours=2))), DAY),
+        ("key:k1", {}, 1 + 2),
+        ("project:t1/shop", {}, 1),
+        ("team:t1", {}, 1 + 2),
+        ("cost_center:c", {}, 1 + 4),
+        ("organisation:acme", {}, 4 + 8),
+        ("models:big", {"models": ("gpt-5*",)}, 2 + 4),
+        ("models:of-some", {"models": ("gpt-5*", "[m]ini"), "teams": ("t2",)}, 4 + 8),
+        ("models:none", {"models": ("%",)}, 0),
     ],
 )
-def test_periods_are_utc_and_weeks_begin_on_monday(period: Period, now: datetime, start: datetime) -> None:
-    assert period_start(period, now) == start
-
-
-def test_a_time_without_a_zone_is_refused(database: Database) -> None:
-    with pytest.raises(ValueError, match="no zone"):
-        spent_by_team(database.engine, {"a": "day"}, datetime(2026, 3, 4))
-
-
-def test_each_team_has_its_own_period(database: Database, usage_event: Event) -> None:
-    instant = timedelta(microseconds=1)
-    moments = (MONTH - instant, MONTH, WEEK - instant, WEEK, DAY - instant, DAY, NOW)
-    for team in ("daily", "weekly", "monthly", "other"):
-        for number, moment in enumerate(moments):
-            add(database, usage_event(team=team, started_at=moment, cost_usd=Decimal(10) ** -number))
-    spent = spent_by_team(database.engine, {"daily": "day", "weekly": "week", "monthly": "month"}, NOW)
-    assert {team: spending.usd for team, spending in spent.items()} == {
-        "daily": Decimal("0.000011"),
-        "weekly": Decimal("0.001111"),
-        "monthly": Decimal("0.111111"),
-    }
-
-
-def test_unpriced_attempts_are_counted_and_not_added(database: Database, usage_event: Event) -> None:
-    unpriced = {"price_status": "unpriced", "cost_usd": None}
-    add(
-        database,
-        usage_event(team="a", started_at=NOW, cost_usd=Decimal("0.1")),
-        usage_event(team="a", started_at=NOW, cost_usd=Decimal("0.000000000000000001")),
-        usage_event(team="a", started_at=NOW, **unpriced),
-        usage_event(team="b", started_at=NOW, **unpriced),
-    )
-    assert spent_by_team(database.engine, {"a": "day", "b": "day", "c": "day"}, NOW) == {
-        "a": Spending(Decimal("0.100000000000000001"), 1),
-        "b": Spending(Decimal(0), 1),
-        "c": Spending(Decimal(0), 0),
-    }
-
-
-def test_nobody_asked(database: Database) -> None:
-    assert spent_by_team(database.engine, {}, NOW) == {}
-
-
-def test_a_team_s_name_is_data(database: Database, usage_event: Event) -> None:
-    name = "x'); DROP TABLE usage_events; --"
-    add(database, usage_event(team=name, started_at=NOW, cost_usd=Decimal(3)))
-    assert spent_by_team(database.engine, {name: "month", "%s": "day"}, NOW)[name].usd == 3
-
-
-def test_an_index_finds_them(database: Database, usage_event: Event) -> None:
-    """Other teams' rows and other months' are not read: the table grows for ever."""
+def test_accounts(database: Database, usage_event: Event, account: str, covers: dict[str, Any], expected: int) -> None:
+    at = datetime(2025, 1, 1, 12, 20, tzinfo=UTC)
+    rows = [
+        {"key_id": "k1", "team": "t1", "project": "shop", "cost_center": "c", "model": "mini"},
+        {"key_id": "k1", "team": "t1", "project": "other", "model": "gpt-5"},
+        {
+            "key_id": "k2",
+            "team": "t2",
+            "project": "shop",
+            "cost_center": "c",
+            "model": "gpt-5-big",
+            "organisation": "acme",
+        },
+        {"key_id": "k3", "team": "t2", "model": "mini", "organisation": "acme"},
+    ]
     with database.engine.begin() as connection:
-        rows = [usage_event(team=f"team-{n % 200}", started_at=MONTH - timedelta(hours=n % 5000)) for n in range(4000)]
-        connection.execute(insert(usage_events), rows)
-        connection.execute(text("ANALYZE usage_events"))
-    statements: list[Any] = []
+        connection.exec_driver_sql("DELETE FROM usage_events WHERE started_at < '2026-01-01'")
+        for index, changes in enumerate(rows):
+            connection.execute(insert(usage_events).values(usage_event(started_at=at, cost_usd=2**index, **changes)))
+    for start in (at - timedelta(minutes=20), at - timedelta(minutes=10)):
+        assert of(database, account, start, at + timedelta(hours=2), **covers) == expected
 
-    def remember(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        statements.append((statement, parameters))
 
-    event.listen(database.engine, "before_cursor_execute", remember)
-    try:
-        spent_by_team(database.engine, {"team-1": "month", "team-2": "day"}, NOW)
-    finally:
-        event.remove(database.engine, "before_cursor_execute", remember)
-    ((statement, parameters),) = statements
+def test_days(database: Database, usage_event: Event) -> None:
+    for hours, usd in ((1, 5), (20, 6), (30, 7)):
+        at = datetime(2026, 5, 1, tzinfo=UTC) + timedelta(hours=hours)
+        add(database, usage_event(team="daily", started_at=at, cost_usd=Decimal(usd)))
     with database.engine.connect() as connection:
-        seen = [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)]
-    assert any("ix_usage_events_team" in line for line in seen), "\n".join(seen)
+        start, end = datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 5, 3, tzinfo=UTC)
+        assert spent_by_day(connection, payer_of("team:daily"), start, end, "Asia/Tokyo") == {
+            date(2026, 5, 1): 5,
+            date(2026, 5, 2): 13,
+        }
 
 
-def test_what_hard_budgets_have_left(database: Database, usage_event: Event) -> None:
-    teams = {
-        "hard": Team(id="hard", budget=Budget(usd=Decimal("1.5"), per="day", hard=True)),
-        "spent": Team(id="spent", budget=Budget(usd=Decimal("1"), per="month", hard=True)),
-        "untouched": Team(id="untouched", budget=Budget(usd=Decimal("7"), hard=True)),
-        "soft": Team(id="soft", budget=Budget(usd=Decimal("1"))),
-        "none": Team(id="none"),
-    }
-    for team in teams:
-        if team != "untouched":
-            add(database, usage_event(team=team, started_at=NOW, cost_usd=Decimal("1.2")))
-    add(database, usage_event(team="hard", started_at=DAY - timedelta(hours=1), cost_usd=Decimal(100)))
-    assert budgets_left(database.engine, teams, NOW) == {
-        "hard": Decimal("0.3"),
-        "spent": Decimal(0),
-        "untouched": Decimal(7),
-    }
-    assert budgets_left(database.engine, {}, NOW) == {}
+@pytest.mark.parametrize("text", ["team", "team:", "nobody:x", "project:t", "project:/p", "project:t/", ""])
+def test_what_is_no_account(text: str) -> None:
+    with pytest.raises(ValueError, match="no account"):
+        payer_of(text)
+
+
+def test_a_time_needs_a_zone(database: Database) -> None:
+    with pytest.raises(ValueError, match="zone"):
+        of(database, "team:t", datetime(2026, 3, 1))

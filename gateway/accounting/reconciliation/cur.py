@@ -50,6 +50,8 @@ def is_cur(fields: frozenset[str]) -> bool:
 def read_cur(record: Mapping[str, Any], zone: tzinfo, left_out: Counter[str]) -> list[Line]:
     """Raises Unreadable."""
     given = {plain(name): value for name, value in record.items()}
+    if "line_item_usage_type" not in given:
+        raise Unreadable("there is no `line_item_usage_type`")
     product = product_name(given)
     code = str(given.get("line_item_product_code") or "")
     if "bedrock" not in code.lower() and "bedrock" not in (product or "").lower():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, tzinfo
 from decimal import Context, Decimal
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -119,10 +119,6 @@ def read_exports(
     return export
 
 
-class _Repeated(Unreadable):
-    """A sound line that was counted before."""
-
-
 class _Reading:
     """One file, added to what the others say."""
 
@@ -181,25 +177,26 @@ class _Reading:
             if names != self._names:
                 self._names = names
                 self._unknown |= {name[:80] for name in names if not self._form.is_known(name)}
-            self._refuse_repeats(record)
+            if self._is_repeated(fields):
+                export.left_out["records that stand in two files, counted once"] += 1
+                return True
             form = self._form
             lines = [self._in_usd(form, line) for line in form.read(fields, self._zone, export.left_out)]
             for line in lines:  # only now: of a line that cannot be read nothing is counted
                 self._count(form, line)
         except Unreadable as error:
             export.set_aside(self._name, record.place, str(error))
-            return isinstance(error, _Repeated)
+            return False
         return True
 
-    def _refuse_repeats(self, record: Record) -> None:
+    def _is_repeated(self, fields: Mapping[str, Any]) -> bool:
         """Pages that overlap would be counted twice. Within a file equal lines are two lines."""
-        text = repr(sorted(record.fields.items(), key=str)) if not isinstance(record.fields, Unreadable) else ""
+        text = repr(sorted(fields.items(), key=str))
         digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
         other = self._seen.get(digest)
-        if other is not None and other != self._name:
-            raise _Repeated(f"it stands in `{other}` already")
         if other is None and len(self._seen) < _MAX_REPEATS:
             self._seen[digest] = self._name
+        return other is not None and other != self._name
 
     def _in_usd(self, form: Format, line: Line) -> Line:
         if line.amount is None:

@@ -211,7 +211,7 @@ def parse_zone(name: str) -> ZoneInfo:
     """Raises ValueError."""
     try:
         return ZoneInfo(name)
-    except (OSError, ValueError):
+    except (KeyError, OSError, ValueError):
         raise ValueError(f"`{name[:60]}` is no time zone\nhint: such as `UTC` or `Europe/Berlin`") from None
 
 

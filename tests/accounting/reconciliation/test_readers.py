@@ -289,7 +289,7 @@ def test_a_record_that_stands_in_two_files_counts_once() -> None:
     one = samples.OPENROUTER_GENERATION
     export = read(f"[{one}]", f"[{one}, {one.replace('gen-1', 'gen-2')}]")
     assert figures(export)["meta-llama/llama-4-scout", "output"] == ("196", None)
-    assert [(aside.file, aside.reason) for aside in export.asides] == [("file1", "it stands in `file0` already")]
+    assert dict(export.left_out) == {"records that stand in two files, counted once": 1}
 
 
 def test_equal_lines_of_one_file_are_two_lines() -> None:

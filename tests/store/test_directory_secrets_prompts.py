@@ -179,7 +179,7 @@ def prompt(request_id: str, **changes: Any) -> dict[str, Any]:
         "expires_at": datetime.now(UTC) + timedelta(days=1),
         "team": "shop",
         "policy": "cheap",
-        "body": {"request": {"seed": Decimal("0.5")}},
+        "body": {"request": {"seed": 0.5}},
     }
     return {**row, **changes}
 
