@@ -302,6 +302,12 @@ class Entry:
             event.cost_usd = priced.cost(usage)
             event.prices = priced.json
             event.catalog_version = priced.catalog_version
+        elif self._books.metrics.unpriced(event.endpoint, event.upstream_model):
+            _log.warning(
+                "model `%s` of endpoint `%s` has no price: its attempts are unpriced until somebody states one",
+                event.upstream_model,
+                event.endpoint,
+            )
 
 
 class _Clock:
@@ -327,7 +333,8 @@ def new_event_id() -> str:
     """A UUID of version 7 (RFC 9562, sections 5.7 and 6.2): ordered by time, so that rows land at the end of their
     index, and strictly ascending within a process."""
     bits = _clock.next()
-    digits = f"{bits >> 74:012x}7{bits >> 62 & 0xFFF:03x}{0b10 << 62 | bits & _LOW_62:016x}"
+    high, low = bits >> 62, bits & _LOW_62  # 60 and 62 of them, on both sides of the variant
+    digits = "%032x" % ((high >> 12) << 80 | 7 << 76 | (high & 0xFFF) << 64 | 2 << 62 | low)
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 

@@ -34,8 +34,8 @@ from gateway.store.charges import (
     booked_days,
     charges,
     corrected_charges,
-    day_parts,
     ledger_cost,
+    month_parts,
     snapshot,
 )
 
@@ -141,10 +141,9 @@ def _export(
     summary = FocusSummary()
     with snapshot(engine) as connection:
         days = booked_days(connection, since, until)
-        for done, day in enumerate(days):
-            if progress is not None:
-                progress("FOCUS", done, len(days))
-            for line in _day(connection, *day_parts(day, since, until), grain, billers, summary):
+        # By the month, because PostgreSQL may have to read all of a table for however little of it is asked.
+        for first, last in month_parts(days, since, until):
+            for line in _lines(connection, first, last, grain, billers, summary, _teller(progress, days)):
                 writer.write(line)
                 summary.lines += 1
                 summary.effective_cost = EXACT.add(summary.effective_cost, line["EffectiveCost"])
@@ -160,10 +159,17 @@ def _export(
     return summary
 
 
-def _day(
-    connection: Connection, since: datetime, until: datetime, grain: Grain, billers: Billers, summary: FocusSummary
+def _lines(
+    connection: Connection,
+    since: datetime,
+    until: datetime,
+    grain: Grain,
+    billers: Billers,
+    summary: FocusSummary,
+    tell: Callable[[datetime], None],
 ) -> Iterator[Line]:
     for charge in charges(connection, since, until, grain):
+        tell(charge.day)
         if charge.cost_usd is None:
             _note_unpriced(summary, charge)
         for line in charge_lines(charge, billers.find(*_place(charge.same)), grain):
@@ -174,6 +180,18 @@ def _day(
         line = correction_line(corrected, billers.find(*_place(corrected.same)), grain)
         summary.corrections = EXACT.add(summary.corrections, line["EffectiveCost"])
         yield line
+
+
+def _teller(progress: Progress | None, days: list[datetime]) -> Callable[[datetime], None]:
+    """Says how many of the days are done, once for each."""
+    place, told = {day: number for number, day in enumerate(days)}, set[datetime]()
+
+    def tell(day: datetime) -> None:
+        if progress is not None and day not in told:
+            told.add(day)
+            progress("FOCUS", place.get(day, 0), len(days))
+
+    return tell
 
 
 def _place(same: dict[str, str | None]) -> tuple[str, str]:

@@ -6,10 +6,20 @@ const ANSWER_MS = 20000;
 const KEY = "hatchway-admin-key";
 const MAX_ROWS = 500;
 const GROUPS = ["team", "project", "model", "endpoint", "day", "domain", "provider", "key", "cost_center", "status", "policy"];
+// Sections that a role has no use for, or may not see.
+const WHERE_HIDDEN = {
+  "endpoints-section": ["developer"],
+  "months-section": ["developer", "operator"],
+  "catalogues-section": ["developer", "operator"],
+  "escapes-section": ["developer", "finance"],
+  "versions-section": ["developer", "finance"],
+  "audit-section": ["developer", "operator", "finance"],
+  "new-key": ["developer", "operator", "finance"],
+};
 const INPUT = ["input_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "input_audio_tokens", "input_image_tokens"];
 const OUTPUT = ["output_tokens", "reasoning_tokens", "output_audio_tokens"];
 
-const state = { key: "", paused: false, timer: 0, turn: 0, by: ["team"], keys: [], shown: new Map(), revoking: "", version: "" };
+const state = { key: "", csrf: "", role: "", month: "", paused: false, timer: 0, turn: 0, by: ["team"], keys: [], shown: new Map(), revoking: "", version: "" };
 const $ = (id) => document.getElementById(id);
 
 // Elements
@@ -101,7 +111,11 @@ async function call(method, path, body) {
   try {
     response = await fetch(`/admin/api${path}`, {
       method,
-      headers: { authorization: `Bearer ${state.key}`, ...(body ? { "content-type": "application/json" } : {}) },
+      headers: {
+        ...(state.key ? { authorization: `Bearer ${state.key}` } : {}),
+        ...(state.csrf && method !== "GET" ? { "x-hatchway-csrf": state.csrf } : {}),
+        ...(body ? { "content-type": "application/json" } : {}),
+      },
       body: body && JSON.stringify(body),
       cache: "no-store",
       redirect: "error",
@@ -117,7 +131,7 @@ async function call(method, path, body) {
 
 function explain(error) {
   if (error.status === 401) return "This admin key is unknown, expired or revoked.";
-  if (error.status === 403) return "This key is valid, but it is not an admin key.";
+  if (error.status === 403) return `This is not for your role. ${error.message}`;
   if (error.code === "control_plane") return "The control plane is away. Applications are still served; this page tries again.";
   if (error.code === "store_unavailable") return `PostgreSQL cannot be asked. Applications are still served; usage is kept and recorded later.\n${error.message}`;
   return error.message;
@@ -128,25 +142,49 @@ function explain(error) {
 async function signIn(key) {
   state.key = key.trim();
   if (!/^[!-~]+$/.test(state.key)) throw new Refused("A key has no spaces and only plain characters.", 400, "invalid");
-  await call("GET", "/status");
+  await open();
   sessionStorage.setItem(KEY, state.key);
+}
+
+// With the key, or with the cookie of a signed-in browser.
+async function open() {
+  const self = await call("GET", "/self");
+  state.csrf = self.csrf ?? "";
+  state.role = self.role;
+  $("role").textContent = self.team ? `${self.id} (${self.role} of ${self.team})` : `${self.id} (${self.role})`;
   $("sign-in").hidden = true;
   $("console").hidden = false;
   $("admin-key").value = "";
+  for (const [role, id] of Object.entries(WHERE_HIDDEN).flatMap(([id, roles]) => roles.map((role) => [role, id]))) {
+    if (role === state.role) $(id).hidden = true;
+  }
   await refresh();
+}
+
+async function offerLogin() {
+  try {
+    const offer = await (await fetch("/admin/login.json", { cache: "no-store" })).json();
+    $("sign-in-elsewhere").hidden = !offer.available;
+  } catch {
+    $("sign-in-elsewhere").hidden = true;
+  }
 }
 
 function signOut(reason) {
   sessionStorage.removeItem(KEY);
+  if (state.csrf) fetch("/admin/logout", { method: "POST" }).catch(() => null);
+  state.csrf = state.role = "";
   clearTimeout(state.timer);
   state.turn += 1;
   state.key = "";
   state.keys = [];
   state.shown.clear();
-  for (const id of ["tiles", "usage", "endpoints", "routes", "requests", "keys", "attempts", "decision", "learned", "versions", "changes", "escapes", "escape"]) $(id).replaceChildren();
+  for (const id of ["tiles", "usage", "endpoints", "routes", "requests", "keys", "attempts", "decision", "learned", "versions", "changes", "escapes", "escape", "budgets", "months", "catalogues", "unpriced", "audit"]) $(id).replaceChildren();
   document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
   $("console").hidden = true;
   $("sign-in").hidden = false;
+  for (const id of Object.keys(WHERE_HIDDEN)) $(id).hidden = false;
+  offerLogin();
   tell("sign-in-problem", reason);
   $("admin-key").focus();
 }
@@ -162,18 +200,25 @@ async function refresh() {
   clearTimeout(state.timer);
   const turn = ++state.turn;
   const sections = [
-    [call("GET", "/status"), showStatus, "endpoints"],
-    [call("GET", `/usage?${usageQuery()}`), showUsage, "usage"],
-    [call("GET", `/requests?limit=${$("limit").value}`), showRequests, "requests"],
-    [call("GET", "/keys"), showKeys, "keys"],
-    [call("GET", "/learned"), showLearned, "learned"],
-    [call("GET", "/policy/versions?limit=20"), showVersions, "versions"],
-    [call("GET", "/escapes?limit=20"), showEscapes, "escapes"],
-  ];
+    [() => call("GET", "/status"), showStatus, "endpoints", "endpoints-section"],
+    [() => call("GET", `/usage?${usageQuery()}`), showUsage, "usage"],
+    [() => call("GET", "/budgets"), showBudgets, "budgets", "budgets-section"],
+    [() => call("GET", `/requests?limit=${$("limit").value}`), showRequests, "requests"],
+    [() => call("GET", "/keys"), showKeys, "keys"],
+    [() => call("GET", "/learned"), showLearned, "learned", "versions-section"],
+    [() => call("GET", "/policy/versions?limit=20"), showVersions, "versions", "versions-section"],
+    [() => call("GET", "/escapes?limit=20"), showEscapes, "escapes", "escapes-section"],
+    [() => call("GET", "/months"), showMonths, "months", "months-section"],
+    [() => call("GET", "/prices/catalogues?limit=20"), showCatalogues, "catalogues", "catalogues-section"],
+    [() => call("GET", "/prices/unpriced"), showUnpriced, "unpriced", "catalogues-section"],
+    [() => call("GET", "/audit?limit=20"), showAudit, "audit", "audit-section"],
+  ]
+    .filter(([, , , within]) => !within || !$(within).hidden)
+    .map(([ask, show, id]) => [ask(), show, id]);
   const answers = await Promise.allSettled(sections.map(([answer]) => answer));
   if (turn !== state.turn) return;
   const failures = answers.filter((answer) => answer.status === "rejected").map((answer) => answer.reason);
-  const denied = failures.find((error) => error.status === 401 || error.status === 403);
+  const denied = failures.find((error) => error.status === 401);
   if (denied) return signOut(explain(denied));
   const isAway = (error) => error.status === 0 || error.status >= 500;
   const away = failures.find(isAway);
@@ -385,6 +430,9 @@ async function createKey(form) {
     models: given.models.split(",").map((glob) => glob.trim()).filter(Boolean),
     role: given.role,
     expires_at: given.expires_at ? new Date(given.expires_at).toISOString() : null,
+    budget: given.budget.trim() ? { usd: given.budget.trim(), per: given.per, hard: true } : null,
+    rpm: given.rpm ? Number(given.rpm) : null,
+    tpm: given.tpm ? Number(given.tpm) : null,
   });
   form.reset();
   $("key-dialog").close();
@@ -453,9 +501,10 @@ function start() {
     button.addEventListener("click", () => button.closest("dialog").close());
   }
   wireRouting();
+  wireFinance();
   const kept = sessionStorage.getItem(KEY);
-  if (!kept) return signOut();
-  signIn(kept).catch((error) => {
+  (kept ? signIn(kept) : open()).catch((error) => {
+    if (!kept) return signOut();
     if (error.status === 401 || error.status === 403) return signOut(explain(error));
     // The gateway is away, not the key wrong: the console opens under its banner and tries again.
     $("console").hidden = false;

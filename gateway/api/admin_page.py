@@ -19,11 +19,11 @@ class AdminPage:
 
     @classmethod
     def load(cls) -> AdminPage:
-        """Puts `admin_page.html`, `.css` and `.js` and `admin_routing.js` together."""
+        """Puts `admin_page.html`, `.css` and `.js`, `admin_routing.js` and `admin_finance.js` together."""
         folder = files("gateway.api")
         page, style, *scripts = (
             folder.joinpath(name).read_text(encoding="utf-8")
-            for name in ("admin_page.html", "admin_page.css", "admin_page.js", "admin_routing.js")
+            for name in ("admin_page.html", "admin_page.css", "admin_page.js", "admin_routing.js", "admin_finance.js")
         )
         script = "\n".join(scripts)
         html = page.replace(STYLE, style).replace(SCRIPT, script)

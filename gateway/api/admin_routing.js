@@ -226,5 +226,3 @@ function wireRouting() {
     attempt(event.submitter, "escape-problem", () => work(event.target));
   });
 }
-
-start();

@@ -192,8 +192,10 @@ class Windows:
         for id, pane in self._panes.items():
             if pane.minute == minute - 1 and pane.used_requests:
                 pane.turn_to(minute, pane.account)
-            if id in needs or (pane.is_hungry and pane.minute == minute):
-                asked.append((pane, self._wish(pane, needs.get(id, []))))
+            if (id in needs or pane.is_hungry) and pane.minute == minute:
+                wish = self._wish(pane, needs.get(id, []))
+                if wish.requests or wish.tokens:
+                    asked.append((pane, wish))
         if asked:
             await self._send(asked, minute)
         for future in waiting:
@@ -201,15 +203,15 @@ class Windows:
                 future.set_result(None)
 
     def _wish(self, pane: _Pane, tokens: list[int]) -> WindowAsk:
-        """What is missing for those who wait; at least one request, which brings a slice with it."""
+        """What is missing for those who wait; ahead of need one, which brings a slice with it."""
+        limits, least = pane.account.limits, int(pane.is_hungry)
         pane.is_hungry = False
-        limits = pane.account.limits
         requests = missing = 0
         if limits.requests is not None:
-            requests = max(1, pane.used_requests + len(tokens) - pane.requests)
+            requests = max(least, pane.used_requests + len(tokens) - pane.requests)
         if limits.tokens is not None:
             most = limits.tokens
-            missing = max(1, pane.used_tokens + sum(min(one, most) for one in tokens) - pane.tokens)
+            missing = max(least, pane.used_tokens + sum(min(one, most) for one in tokens) - pane.tokens)
         return WindowAsk(
             account=pane.account.id,
             minute=pane.minute * MINUTE,

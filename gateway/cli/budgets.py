@@ -96,13 +96,20 @@ def release(
 
 
 def _accounts(engine: Engine) -> list[Account]:
-    """Of the configuration in force and the active keys."""
+    """Of the configuration that is in force, or was last, and of the active keys."""
     from gateway.budgets.accounts import all_accounts
+    from gateway.config.compiler import compile_configuration
+    from gateway.config.variables import Variables
     from gateway.directory import load
+    from gateway.publication import Publication
     from gateway.store.keys import active_keys
 
-    settings = load_settings()
-    configuration = load(settings.config_path, settings.home, environment_variables()).configuration
+    settings, environ = load_settings(), environment_variables()
+    try:
+        document = Publication(settings.home).read_document()
+        configuration = compile_configuration(document, Variables(environ, settings.home))
+    except FileNotFoundError:  # no gateway has run with this home folder
+        configuration = load(settings.config_path, settings.home, environ).configuration
     return all_accounts(configuration, active_keys(engine))
 
 

@@ -105,8 +105,8 @@ def write_line(kind: Kind, number: int, json: bytes) -> bytes:
         raise ValueError(f"a record of {len(json)} bytes is over {MAX_RECORD}")
     if b"\n" in json:  # only between tokens of a spliced value: inside a JSON string a line break is `\n` escaped
         json = json.replace(b"\n", b" ")
-    record = b"%c %d %b" % (ord(kind), number, json)
-    return b"%08x %b\n" % (crc32(record), record)
+    head = b"%c %d " % (ord(kind), number)
+    return b"%08x %b%b\n" % (crc32(json, crc32(head)), head, json)
 
 
 def write_end(number: int, records: int, *, is_last: bool) -> bytes:

@@ -310,7 +310,9 @@ class Spool:
         return False
 
     def _write(self, records: Sequence[Record], kept_free: int) -> None:
-        size = sum(len(record.json) for record in records)
+        number = self._next
+        lines = b"".join([write_line(kind, number + place, json) for place, (kind, json) in enumerate(records)])
+        size = len(lines)
         if self._room < size + kept_free:
             if monotonic() - self._measured_at > REMEASURE_SECONDS:
                 self._measure()
@@ -318,8 +320,9 @@ class Spool:
                 self._is_over = True
                 raise SpoolError(f"the spool is full: it may have {self._settings.max_bytes} bytes")
         if self._size + size > self._segment_bytes and self._records:
-            self._open_segment()
-        lines = b"".join([write_line(kind, number, json) for number, (kind, json) in enumerate(records, self._next)])
+            self._open_segment()  # which takes a number for the end of the last one
+            self._write(records, 0)
+            return
         self._put(b"\n" + lines if self._torn else lines)
         self._next += len(records)
         self._records += len(records)

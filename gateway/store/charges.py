@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -78,10 +78,11 @@ def booked_days(connection: Connection, since: datetime | None, until: datetime)
 
 
 def charges(connection: Connection, since: datetime, until: datetime, grain: Grain) -> Iterator[Charge]:
-    """Of the attempts booked in `since` <= t < `until`, which lie in one day. Ordered, so that two runs agree."""
+    """Of the attempts booked in `since` <= t < `until`, day by day, and in an order in which two runs agree."""
+    day = func.date_trunc("day", _events.booked_at, "UTC").label("day")
     period = func.date_trunc(grain, _events.started_at, "UTC").label("period")
     is_unknown = _events.cost_usd.is_(None).label("is_unknown")
-    keys = (period, *(_events[name] for name in SAME), _events.catalog_version, is_unknown, _events.prices)
+    keys = (day, period, *(_events[name] for name in SAME), _events.catalog_version, is_unknown, _events.prices)
     used = func.greatest(*(_events[bucket] for bucket in BUCKETS)) > 0
     query = (
         select(
@@ -96,12 +97,11 @@ def charges(connection: Connection, since: datetime, until: datetime, grain: Gra
         .group_by(*keys)
         .order_by(*keys)
     )
-    day = day_of(since)
     for row in _stream(connection, query):
         found = row._mapping
         yield Charge(
             period=found["period"].astimezone(UTC),
-            day=day,
+            day=found["day"].astimezone(UTC),
             same={name: found[name] for name in SAME},
             prices=found["prices"],
             catalog_version=found["catalog_version"],
@@ -115,21 +115,21 @@ def charges(connection: Connection, since: datetime, until: datetime, grain: Gra
 def corrected_charges(
     connection: Connection, since: datetime, until: datetime, grain: Grain
 ) -> Iterator[CorrectedCharge]:
-    """The corrections booked in `since` <= t < `until`, which lie in one day."""
+    """The corrections booked in `since` <= t < `until`, in the order of booking."""
+    day = func.date_trunc("day", _corrections.booked_at, "UTC").label("day")
     period = func.date_trunc(grain, func.coalesce(_events.started_at, _corrections.booked_at), "UTC").label("period")
     own = ("correction_id", "event_id", "kind", "reason", "is_first_price", "catalog_version", "amount_usd")
     query = (
-        select(period, *(_corrections[name] for name in (*own, *SAME)))
+        select(day, period, *(_corrections[name] for name in (*own, *SAME)))
         .select_from(corrections.outerjoin(usage_events, _events.event_id == _corrections.event_id))
         .where(_corrections.booked_at >= since, _corrections.booked_at < until)
         .order_by(_corrections.booked_at, _corrections.correction_id)
     )
-    day = day_of(since)
     for row in _stream(connection, query):
         found = row._mapping
         yield CorrectedCharge(
             period=found["period"].astimezone(UTC),
-            day=day,
+            day=found["day"].astimezone(UTC),
             same={name: found[name] for name in SAME},
             **{name: found[name] for name in own},
         )
@@ -150,14 +150,13 @@ def ledger_cost(connection: Connection, since: datetime | None, until: datetime)
     return total
 
 
-def day_parts(day: datetime, since: datetime | None, until: datetime) -> tuple[datetime, datetime]:
-    """What of a day lies within the bounds."""
-    return (day if since is None else max(day, since)), min(day + timedelta(days=1), until)
-
-
-def day_of(moment: datetime) -> datetime:
-    """The beginning of its day, UTC."""
-    return moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+def month_parts(
+    days: Sequence[datetime], since: datetime | None, until: datetime
+) -> Iterator[tuple[datetime, datetime]]:
+    """The bounds cut at months, of those months that have one of the days."""
+    for month in sorted({day.replace(day=1) for day in days}):
+        end = (month + timedelta(days=32)).replace(day=1)
+        yield (month if since is None else max(month, since)), min(end, until)
 
 
 def _stream(connection: Connection, query: Select[Any]) -> Iterator[Row[Any]]:

@@ -7,6 +7,8 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -23,6 +25,37 @@ from gateway.history import PolicyState, RolledBack
 from gateway.publication import Publication
 from gateway.store.usage_query import GROUPS
 from gateway.types import BUCKETS, EndpointHealth
+
+WITHOUT_A_BUTTON = {
+    ("DELETE", "/budgets/leases/{}"),
+    ("DELETE", "/directory/{}/{}"),
+    ("DELETE", "/prompts/{}"),
+    ("DELETE", "/reconciliations/{}"),
+    ("DELETE", "/secrets/{}"),
+    ("GET", "/budgets/{}"),
+    ("GET", "/chargeback"),
+    ("GET", "/corrections"),
+    ("GET", "/directory"),
+    ("GET", "/directory/{}/{}"),
+    ("GET", "/keys/{}"),
+    ("GET", "/months/{}"),
+    ("GET", "/performance"),
+    ("GET", "/prices/diff"),
+    ("GET", "/prices/model"),
+    ("GET", "/prompts"),
+    ("GET", "/prompts/{}"),
+    ("GET", "/reconciliations"),
+    ("GET", "/reconciliations/{}"),
+    ("GET", "/secrets"),
+    ("GET", "/usage.csv"),
+    ("POST", "/corrections"),
+    ("POST", "/keys/{}/rotate"),
+    ("POST", "/prices/catalogues"),
+    ("POST", "/reconciliations"),
+    ("PUT", "/directory/{}/{}"),
+    ("PUT", "/secrets/{}"),
+}
+"""Operations for programs, and for `hatchway` on the command line."""
 
 
 @pytest.fixture
@@ -57,6 +90,10 @@ def app(tmp_path: Path) -> FastAPI:
         versions=VersionServices(engine, lambda: state, roll_back),
         escapes=EscapeServices(engine, runner, lambda: configuration, nothing),
         learned=LearnedServices(dict, forget),
+        directory=cast(Any, SimpleNamespace()),
+        secrets=cast(Any, SimpleNamespace()),
+        months=cast(Any, SimpleNamespace()),
+        budgets=cast(Any, SimpleNamespace()),
     )
     app.include_router(create_admin_router(services))
     return app
@@ -129,7 +166,8 @@ def test_the_page_fits_its_api(app: FastAPI, page: httpx.Response) -> None:
         for method, path in re.findall(r'call\("([A-Z]+)", ["`](/.*?)["`][,)]', script)
     }
     assert len(re.findall(r"\bcall\(\"", script)) >= len(called)
-    assert called == there
+    assert called | WITHOUT_A_BUTTON == there
+    assert not called & WITHOUT_A_BUTTON
     groups, taken, given = (
         re.findall(r'"(\w+)"', found)
         for found in re.findall(r"^const (?:GROUPS|INPUT|OUTPUT) = \[(.*?)\];$", script, re.MULTILINE)

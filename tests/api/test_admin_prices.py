@@ -185,20 +185,20 @@ async def test_what_the_ledger_has_without_a_price(
 
 def role_key(engine: Engine, role: str) -> dict[str, str]:
     secret = f"hw-{role}"
-    row = {"key_id": role, "secret_hash": hash_secret(secret), "prefix": "hw", "role": role, "team": "t"}
+    row = {"key_id": role, "secret_hash": bytes.fromhex(hash_secret(secret)), "prefix": "hw", "role": role, "team": "t"}
     with engine.begin() as connection:
         connection.execute(insert(api_keys).values(**row))
     return {"authorization": f"Bearer {secret}"}
 
 
-@pytest.mark.parametrize(("method", "path"), CALLS)
-@pytest.mark.parametrize("role", ["operator", "developer", "key"])
-async def test_money_is_for_finance(
-    client: httpx.AsyncClient, engine: Engine, method: str, path: str, role: str
-) -> None:
-    assert (await client.request(method, path, headers=role_key(engine, role))).status_code == 403
-    allowed = await client.request(method, path, headers=role_key(engine, "finance"))
-    assert allowed.status_code not in (401, 403, 500)
+@pytest.mark.parametrize(
+    ("role", "may"), [("finance", True), ("operator", False), ("developer", False), ("key", False)]
+)
+async def test_money_is_for_finance(client: httpx.AsyncClient, engine: Engine, role: str, may: bool) -> None:
+    headers = role_key(engine, role)
+    for method, path in CALLS:
+        status = (await client.request(method, path, headers=headers)).status_code
+        assert status in ((200, 400, 404) if may else (403,)), (method, path)
 
 
 async def test_operators_may_ask_what_a_model_costs(client: httpx.AsyncClient, engine: Engine) -> None:

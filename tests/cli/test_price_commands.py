@@ -76,7 +76,8 @@ def test_the_package_is_proposed_approved_and_asked(engine: Engine) -> None:
     assert answer["reasons"][0] == "contract `deal`: 10% off"
     assert data("show", "qwen")[0]["reasons"] == ["`price` of the endpoint"]
     shown = run("show", "gpt-4o-mini", "--tier", "priority").stdout
-    assert "contract `deal`: 10% off" in shown and "0.135" in shown and "gpt-4o-mini" in shown
+    # 0.25 USD in the tier `priority`, less a tenth.
+    assert "contract `deal`: 10% off" in shown and "service tier `priority`" in shown and "0.225" in shown
 
 
 def test_a_file_is_proposed_with_what_would_change(engine: Engine) -> None:

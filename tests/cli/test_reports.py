@@ -156,11 +156,16 @@ def test_mistakes(options: tuple[str, ...], message: str) -> None:
     assert result.stdout == ""
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path: Path, database: Database, usage_event: Event) -> None:
     result = report("--output", str(tmp_path / "nowhere" / "usage.csv"), "--format", "csv", status=1)
     assert "cannot write" in result.stderr and "hint: " in result.stderr
+    with database.engine.begin() as connection:
+        connection.execute(insert(usage_events).values(**usage_event(team="tiny", cost_usd=Decimal("1E-45"))))
     old = tmp_path / "usage.parquet"
     old.write_text("of last month")
-    wide = ("--format", "parquet", "--output", str(old), "--where", "team=nobody*")
-    report(*wide)
-    assert old.read_bytes() != b"of last month"
+    result = report("--format", "parquet", "--output", str(old), status=2)
+    assert "`cost_usd` needs 46 digits" in result.stderr and "hint: use `--format csv`" in result.stderr
+    assert old.read_text() == "of last month"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["usage.parquet"]
+    report("--format", "parquet", "--output", str(old), "--team", "search")
+    assert pyarrow.parquet.read_table(old).num_rows == 2

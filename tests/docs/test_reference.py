@@ -66,6 +66,7 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
     metrics.request_finished("chat", 200)
     metrics.refused(404, "model_not_found")
     metrics.attempt("local", "ok", Usage(input_tokens=1), 0.5)
+    metrics.unpriced("local", "m")
     metrics.configuration("v")
     metrics.hedge("cheap", "won")
     metrics.shed("server")
