@@ -245,7 +245,7 @@ def create_control_app(control: ControlPlane) -> FastAPI:
     escapes = EscapeServices(
         engine=engine, runner=control.escapes, configuration=lambda: governance.configuration, flush=control.ship
     )
-    learned = LearnedServices(status=lambda: control.desk.status(time()), forget=control.forget)
+    learned = LearnedServices(status=lambda: control.desk.status(time()), forget=control.forget, engine=engine)
     people = DirectoryServices(
         engine,
         document=lambda: governance.yaml,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Engine
 
 from gateway.accounting.reports import parse_moment
+from gateway.api.access import actor_of
 from gateway.api.admin_http import answer, described_body, read_body
 from gateway.api.admin_versions import refusal
 from gateway.config.model import Configuration
@@ -26,6 +27,7 @@ from gateway.escape.report import describe, describe_plan, suggest_edit
 from gateway.escape.run import EscapeRunner
 from gateway.escape.steps import Escape, EscapeRequest
 from gateway.history import current_user
+from gateway.store.audit import Author, note_alone
 from gateway.store.escapes import find_escape, list_escapes
 
 MAX_ESCAPES = 200
@@ -127,7 +129,10 @@ def add_escapes(api: APIRouter, services: EscapeServices) -> None:
     async def start_escape(request: Request) -> EscapeStarted:
         """Begins an escape: copies first, then a growing share of the traffic, guarded at each step."""
         asked = to_request(parse_start(await read_body(request)))
-        return EscapeStarted(id=await services.runner.start(asked, request.state.key_id))
+        author = actor_of(request).author
+        escape_id = await services.runner.start(asked, author.actor)
+        await asyncio.to_thread(note_start, services.engine, author, escape_id, asked)
+        return EscapeStarted(id=escape_id)
 
     @api.get("/escapes/{escape_id}", tags=["escapes"], response_model=EscapeShown)
     async def show_escape(escape_id: str) -> Response:
@@ -137,7 +142,9 @@ def add_escapes(api: APIRouter, services: EscapeServices) -> None:
     @api.delete("/escapes/{escape_id}", tags=["escapes"], response_model=EscapeShown)
     async def stop_escape(escape_id: str, request: Request) -> Response:
         """Brings everything back to the source at once."""
-        stopped = await services.runner.stop(escape_id, request.state.key_id)
+        author = actor_of(request).author
+        stopped = await services.runner.stop(escape_id, author.actor)
+        await asyncio.to_thread(note_alone, services.engine, author, "escapes.stop", escape_id)
         return answer(_encode(shown(stopped, services.configuration())))
 
 
@@ -154,7 +161,10 @@ def add_internal_escapes(router: APIRouter, services: EscapeServices) -> None:
         body = await read_body(request)
         try:
             asked = msgspec.json.decode(body, type=_Asked)
-            escape_id = await services.runner.start(asked.request, asked.author or current_user())
+            user = asked.author or current_user()
+            escape_id = await services.runner.start(asked.request, user)
+            author = Author(f"cli:{user}", "admin")
+            await asyncio.to_thread(note_start, services.engine, author, escape_id, asked.request)
         except (GatewayError, StoreError, msgspec.DecodeError) as error:
             return refusal(error)
         return answer(_encode({"id": escape_id}))
@@ -162,8 +172,12 @@ def add_internal_escapes(router: APIRouter, services: EscapeServices) -> None:
     @router.delete("/escape/{escape_id}")
     async def stop_escape(escape_id: str, author: str = "") -> Response:
         try:
-            stopped = await services.runner.stop(escape_id, author or current_user())
-        except GatewayError as error:
+            user = author or current_user()
+            stopped = await services.runner.stop(escape_id, user)
+            await asyncio.to_thread(
+                note_alone, services.engine, Author(f"cli:{user}", "admin"), "escapes.stop", escape_id
+            )
+        except (GatewayError, StoreError) as error:
             return refusal(error)
         return answer(_encode(shown(stopped, services.configuration())))
 
@@ -171,6 +185,10 @@ def add_internal_escapes(router: APIRouter, services: EscapeServices) -> None:
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):
     request: EscapeRequest
     author: str | None = None
+
+
+def note_start(engine: Engine, author: Author, escape_id: str, asked: EscapeRequest) -> None:
+    note_alone(engine, author, "escapes.start", escape_id, {"from": asked.source, "to": asked.target})
 
 
 def shown(escape: Escape, configuration: Configuration) -> dict[str, Any]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Engine
 
+from gateway.api.access import actor_of
 from gateway.api.admin_http import answer
+from gateway.history import current_user
+from gateway.store.audit import Author, note_alone
 
 MAX_NAMES = 100
 Names = Annotated[list[str] | None, Query(max_length=MAX_NAMES, description="endpoints and routes; none: all")]
@@ -22,6 +27,7 @@ class LearnedServices:
 
     status: Callable[[], dict[str, Any]]
     forget: Callable[[Sequence[str]], Awaitable[list[str]]]
+    engine: Engine
 
 
 class Learned(BaseModel):
@@ -47,9 +53,11 @@ def add_learned(api: APIRouter, services: LearnedServices) -> None:
         return answer(msgspec.json.encode(services.status()))
 
     @api.post("/learned/reset", tags=["learned"])
-    async def forget_learned(name: Names = None) -> Forgotten:
+    async def forget_learned(request: Request, name: Names = None) -> Forgotten:
         """Forgets what was learned of these endpoints and routes, in all workers."""
-        return Forgotten(forgotten=await services.forget(name or []))
+        found = await services.forget(name or [])
+        await asyncio.to_thread(note_reset, services.engine, actor_of(request).author, name or [])
+        return Forgotten(forgotten=found)
 
 
 def add_internal_learned(router: APIRouter, services: LearnedServices) -> None:
@@ -59,4 +67,11 @@ def add_internal_learned(router: APIRouter, services: LearnedServices) -> None:
 
     @router.post("/learned/reset")
     async def forget_learned(name: Names = None) -> dict[str, list[str]]:
-        return {"reset": await services.forget(name or [])}
+        found = await services.forget(name or [])
+        author = Author(f"cli:{current_user()}", "admin")
+        await asyncio.to_thread(note_reset, services.engine, author, name or [])
+        return {"reset": found}
+
+
+def note_reset(engine: Engine, author: Author, names: Sequence[str]) -> None:
+    note_alone(engine, author, "learned.reset", ", ".join(names) or "all")

@@ -15,9 +15,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Engine
 
+from gateway.api.access import actor_of
 from gateway.api.admin_http import answer, described_body, read_body
 from gateway.errors import GatewayError, StoreError
 from gateway.history import PolicyState, RolledBack, compare_versions, current_user, describe_history
+from gateway.store.audit import Author, note_alone
 from gateway.store.versions import MAX_NOTE, list_versions
 
 MAX_VERSIONS = 500
@@ -115,7 +117,9 @@ def add_versions(api: APIRouter, services: VersionServices) -> None:
     async def roll_back(request: Request) -> Rollback:
         """Puts a version in force again, and holds it until the YAML on disk changes."""
         wanted = parse_rollback(await read_body(request))
-        done = await services.roll_back(wanted.version, request.state.key_id, wanted.note)
+        author = actor_of(request).author
+        done = await services.roll_back(wanted.version, author.actor, wanted.note)
+        await asyncio.to_thread(note_rollback, services.engine, author, done)
         return Rollback(**msgspec.structs.asdict(done))
 
 
@@ -131,7 +135,10 @@ def add_internal_versions(router: APIRouter, services: VersionServices) -> None:
         body = await read_body(request)
         try:
             asked = msgspec.json.decode(body, type=_Asked)
-            return answer(_encode(await services.roll_back(asked.version, asked.author or current_user(), asked.note)))
+            user = asked.author or current_user()
+            done = await services.roll_back(asked.version, user, asked.note)
+            await asyncio.to_thread(note_rollback, services.engine, Author(f"cli:{user}", "admin"), done)
+            return answer(_encode(done))
         except (GatewayError, StoreError, msgspec.DecodeError) as error:
             return refusal(error)
 
@@ -140,6 +147,10 @@ class _Asked(msgspec.Struct, forbid_unknown_fields=True):
     version: str
     author: str | None = None
     note: str | None = None
+
+
+def note_rollback(engine: Engine, author: Author, done: RolledBack) -> None:
+    note_alone(engine, author, "policy.rollback", done.version, msgspec.structs.asdict(done))
 
 
 def refusal(error: GatewayError | StoreError | msgspec.DecodeError) -> Response:

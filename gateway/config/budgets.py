@@ -12,7 +12,7 @@ from gateway.config.model import Alerts, ModelBudget
 from gateway.config.section import Section
 from gateway.config.variables import Texts
 from gateway.config.windows import read_zone
-from gateway.types import NO_LIMIT, Budget, Period, RateLimit
+from gateway.types import Budget, Period, RateLimit
 
 PERIODS: tuple[str, ...] = get_args(Period)
 MAX_ALERTS = 10
@@ -40,8 +40,7 @@ def compile_budgets(top: Section, environ: Mapping[str, str]) -> dict[str, Any]:
 def _model_budgets(top: Section) -> Iterator[ModelBudget]:
     for id, section in top.section("budgets", None).entries(KEYS["model_budget"]):
         section.require("models", "name the models it is for, as in `models: [gpt-4o*]`; `*` is all")
-        limits = compile_limits(section)
-        if "usd" not in section and limits == NO_LIMIT and section.readable:
+        if section.readable and not any(key in section for key in ("usd", "rpm", "tpm")):
             section.add(None, f"`budgets.{id}` limits nothing", "give `usd`, `rpm` or `tpm`")
         if "usd" not in section and (idle := [key for key in ("per", "hard", "zone", "alerts") if key in section]):
             section.require("usd", f"`{idle[0]}` is of a budget: {_HINT}")
@@ -50,7 +49,7 @@ def _model_budgets(top: Section) -> Iterator[ModelBudget]:
             models=section.globs("models"),
             teams=section.globs("teams"),
             budget=_budget(section),
-            limits=limits,
+            limits=compile_limits(section),
         )
 
 

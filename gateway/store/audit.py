@@ -83,6 +83,14 @@ def note(
     connection.execute(insert(audit_log).values(**row, previous=previous, hash=_digest(previous, row)))
 
 
+def note_alone(
+    engine: Engine, author: Author, action: str, subject: str, detail: Mapping[str, Any] | None = None
+) -> None:
+    """As `note`, of what was done without the database. Raises StoreError."""
+    with engine.begin() as connection:
+        note(connection, actor=author.actor, role=author.role, action=action, subject=subject, detail=detail)
+
+
 def list_audit(
     engine: Engine,
     *,

@@ -25,6 +25,7 @@ class Plane:
     def __init__(self, engine: Engine) -> None:
         self.published: list[bytes] = []
         self.pushes = 0
+        self.pushed = asyncio.Event()
         self.failure: OSError | None = None
         self.desk = CatalogueDesk(engine, self.publish, self.push)
 
@@ -35,6 +36,7 @@ class Plane:
 
     async def push(self) -> None:
         self.pushes += 1
+        self.pushed.set()
 
 
 @pytest.fixture
@@ -48,16 +50,12 @@ def adopt(engine: Engine, catalogue: Catalogue) -> None:
     approve(engine, catalogue.version, ANN)
 
 
-async def test_the_first_start_registers_and_publishes_the_package(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.accounting.catalogue_desk.EVERY", 0.01)
+async def test_the_first_start_registers_and_publishes_the_package(engine: Engine) -> None:
     plane = Plane(engine)
     running = asyncio.create_task(plane.desk.run())
     try:
         async with asyncio.timeout(30):
-            while not plane.pushes:
-                await asyncio.sleep(0.01)
+            await plane.pushed.wait()
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -32,7 +32,7 @@ policies:
   main: {endpoints: [a, b]}
 teams:
   payments: {cost_center: CC-104, budget: {usd: 500, per: month, hard: true}}
-  zebra: {}
+  zebra: {budget: {usd: 5}}
 """
 
 

@@ -89,7 +89,7 @@ def app(tmp_path: Path) -> FastAPI:
         nothing,
         versions=VersionServices(engine, lambda: state, roll_back),
         escapes=EscapeServices(engine, runner, lambda: configuration, nothing),
-        learned=LearnedServices(dict, forget),
+        learned=LearnedServices(dict, forget, engine),
         directory=cast(Any, SimpleNamespace()),
         secrets=cast(Any, SimpleNamespace()),
         months=cast(Any, SimpleNamespace()),

@@ -107,7 +107,10 @@ from tests.config.documents import ADDRESS, BASE, DURATION, ID, LIST, LONG, MAPP
             "teams: {t: {budget: {per: month}}}",
             "10: `teams.t.budget.usd` is missing | give the amount, as in `budget: {usd: 500, per: month}`",
         ),
-        ("teams: {t: {budget: {usd: 5, per: year}}}", "10: unknown period `year` | one of `day`, `month`, `week`"),
+        (
+            "teams: {t: {budget: {usd: 5, per: decade}}}",
+            "10: unknown period `decade` | one of `day`, `month`, `quarter`, `week`, `year`",
+        ),
         (
             "teams: {t: {budget: {usd: 5, hard: yes}}}",
             "10: `teams.t.budget.hard` must be `true` or `false`, not text | write `true` or `false`, without quotes",

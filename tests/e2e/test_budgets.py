@@ -43,10 +43,10 @@ policies:
   unpriced: {{endpoints: [unpriced]}}
   relief: {{endpoints: [plain, free]}}
 teams:
-  alone: {{budget: {{usd: 0.02, hard: true}}}}
+  alone: {{budget: {{usd: 0.012, hard: true}}}}
   open: {{budget: {{usd: 0.01, hard: true}}}}
-  mixed: {{budget: {{usd: 0.02, hard: true}}}}
-  killed: {{budget: {{usd: 0.02, hard: true}}}}
+  mixed: {{budget: {{usd: 0.012, hard: true}}}}
+  killed: {{budget: {{usd: 0.012, hard: true}}}}
   spent: {{budget: {{usd: 0, hard: true}}}}
   fast: {{limits: {{rpm: 20}}}}
 """
@@ -132,11 +132,11 @@ def spent(gateways: list[Gateway], database: Database, team: str) -> Decimal:
 @pytest.mark.parametrize(
     ("team", "usd", "gateways", "bodies"),
     [
-        ("alone", "0.02", 1, [chat(max_tokens=50)]),
+        ("alone", "0.012", 1, [chat(max_tokens=50)]),
         ("open", "0.01", 2, [chat()]),
         (
             "mixed",
-            "0.02",
+            "0.012",
             2,
             [chat(max_tokens=50), chat(stream=True, max_tokens=20), chat("shaky"), chat("shaky", stream=True)],
         ),
@@ -165,8 +165,8 @@ def test_a_worker_is_killed_in_the_middle(
     bodies = [chat(max_tokens=50), chat(stream=True, max_tokens=50)]
     counts = swarm(list(pair), keys["killed"], bodies, kill_after=100)
     total = spent(list(pair), empty_database, "killed")
-    assert counts["ok"] * COST <= total <= Decimal("0.02"), counts
-    assert total >= Decimal("0.018"), counts
+    assert counts["ok"] * COST <= total <= Decimal("0.012"), counts
+    assert total >= Decimal("0.0108"), counts
 
 
 def test_a_spent_budget_leaves_what_is_free(pair: tuple[Gateway, Gateway], keys: dict[str, str]) -> None:
@@ -217,8 +217,8 @@ def test_requests_by_the_minute_over_all_workers_and_gateways(
 def test_operators_see_budgets(pair: tuple[Gateway, Gateway]) -> None:
     listed = json.loads(pair[1].run("budgets", "list", "--json").stdout)
     alone = next(one for one in listed if one["account"] == "team:alone")
-    assert (Decimal(alone["limit_usd"]), alone["hard"]) == (Decimal("0.02"), True)
-    assert Decimal(alone["spent_usd"]) >= Decimal("0.018")
+    assert (Decimal(alone["limit_usd"]), alone["hard"]) == (Decimal("0.012"), True)
+    assert Decimal(alone["spent_usd"]) >= Decimal("0.0108")
     assert "team:alone" in pair[1].run("budgets", "show", "team:alone").stdout
     assert "no budget" in pair[1].run("budgets", "show", "team:nobody", status=2).stderr
     assert "no leases" in pair[1].run("budgets", "release", "nobody/x", status=2).stderr
