@@ -36,6 +36,8 @@ when there is none with status 200."""
 MAX_WAIT = 10.0
 """Seconds for which a request waits for what others have reserved."""
 MAX_WAITING = 4096
+PATIENCE_SECONDS = 1.0
+"""For which a request waits while the control plane does not answer: it may just be starting again."""
 EDGE_SECONDS = 2.0
 """Before the end of a period an attempt is reserved in the next one, too: it may begin in either."""
 IDLE_SECONDS = 5.0
@@ -115,7 +117,9 @@ class Reservation:
 
 
 class _Waiter:
-    __slots__ = ("bound", "endpoint", "future", "hard", "joined")
+    """`joined`: the round of asking that had begun when it came; `came`: loop time."""
+
+    __slots__ = ("bound", "came", "endpoint", "future", "hard", "joined")
 
     def __init__(
         self,
@@ -124,7 +128,9 @@ class _Waiter:
         endpoint: str,
         future: asyncio.Future[Reservation],
         joined: int,
+        came: float,
     ) -> None:
+        self.came = came
         self.hard = hard
         self.bound = bound
         self.endpoint = endpoint
@@ -214,7 +220,7 @@ class BudgetBook:
                 raise BudgetSpent(line.id)
         if len(self._waiters) >= MAX_WAITING:
             raise BudgetReserved(hard[0].id)
-        waiter = _Waiter(hard, bound, endpoint, loop.create_future(), self._number)
+        waiter = _Waiter(hard, bound, endpoint, loop.create_future(), self._number, now)
         self._add(waiter)
         due = now + MAX_WAIT if until is None else min(now + MAX_WAIT, until)
         timer = loop.call_at(due, self._expire, waiter)
@@ -361,7 +367,7 @@ class BudgetBook:
         floor = experience.floor(endpoint, bound)
         for line in short:
             if line.is_failed:
-                return BudgetUnavailable(line.id)
+                return BudgetUnavailable(line.id) if now - waiter.came >= PATIENCE_SECONDS else None
             if line.left < floor:
                 return self._spent(line, floor, now)
         part = experience.part(endpoint, bound)
