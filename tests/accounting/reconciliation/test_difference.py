@@ -95,6 +95,12 @@ def test_a_bound_is_for_all_meters_together() -> None:
     assert causes(result) == {"failed": (125_000, USD("0.4")), "outside": (75_000, USD("0.6"))}
 
 
+def test_what_is_not_billed_has_no_price() -> None:
+    provider = Provider().saw({"input_tokens": 2_000_000}, usd={}).saw(IN, model="gpt-5")
+    rows = [attempts(IN), attempts(IN, is_unpriced=True), attempts(IN, model="gpt-5")]
+    assert causes(run(provider, rows)) == {"price": (None, USD(-2))}
+
+
 def test_cached_tokens() -> None:
     provider = Provider().saw({"input_tokens": 600_000, "cache_read_tokens": 400_000})
     result = run(provider, [attempts(IN)])
@@ -211,6 +217,14 @@ def test_no_more_than_what_went_over_midnight() -> None:
     assert causes(run(late, rows)) == {"boundary": (0, Decimal(0)), "outside": (2_000, USD("0.016"))}
 
 
+def test_no_more_than_the_next_day_has_too_much() -> None:
+    over = attempts({"output_tokens": 5_000}, hour=23, ended=FIRST + timedelta(days=1))
+    rows = [attempts(BOTH), over, attempts(BOTH, day=1)]
+    late = Provider().saw(BOTH).saw({**BOTH, "output_tokens": 503_000}, day=1)
+    found = [(cause.kind, cause.tokens) for row in run(late, rows).differences for cause in row.causes]
+    assert found == [("boundary", -3_000), ("unexplained", -2_000), ("boundary", 3_000)]
+
+
 @pytest.mark.parametrize("shift", [-8, 5])
 def test_days_of_another_zone(shift: int) -> None:
     rows = [
@@ -231,7 +245,7 @@ def test_days_of_another_zone(shift: int) -> None:
 
 def test_a_chance_agreement_of_one_figure_is_no_zone() -> None:
     rows = [attempts({"input_tokens": 1000}, hour=hour) for hour in range(24)]
-    rows.append(attempts({"input_tokens": 1000}, day=1, hour=0))
+    rows.append(attempts({"input_tokens": 2000}, day=1, hour=0))
     result = run(Provider().saw({"input_tokens": 25_000}), rows)
     assert set(result.causes) == {"outside"}
 
@@ -248,6 +262,10 @@ def test_money_alone() -> None:
     assert causes(never) == {"outside": (None, USD(2))}
     unpriced = run(Provider(**only_bills).saw(IN), [attempts(IN, is_unpriced=True)])
     assert causes(unpriced) == {"unpriced": (None, USD(2))}
+    partly = [attempts(IN), attempts(IN, is_unpriced=True)]
+    assert causes(run(Provider(**only_bills).saw({"input_tokens": 2_000_000}), partly)) == {
+        "unexplained": (None, USD(2))
+    }
     lost = run(Provider(**only_bills).saw({"input_tokens": 2_000_000}), [attempts(IN), unknown("1.5", is_lost=True)])
     assert causes(lost) == {"lost": (None, USD("1.5")), "unexplained": (None, USD("0.5"))}
     cents = run(
