@@ -20,8 +20,7 @@ from gateway.api.admin_http import HEADERS, session_cookie
 from gateway.errors import AuthenticationFailed, PermissionDenied
 from gateway.identity.desk import CALLBACK, IdentityDesk
 from gateway.identity.session import SESSION_SECONDS, SIGN_IN_SECONDS, Session
-from gateway.identity.token import Person
-from gateway.store.audit import note
+from gateway.store.audit import Author, note_alone
 from gateway.types import Role
 
 MAX_PARAMETER = 4096
@@ -92,7 +91,8 @@ def add_login(router: APIRouter, services: LoginServices) -> None:
         except (AuthenticationFailed, PermissionDenied) as error:
             services.refused(error.code or error.type)
             raise
-        await asyncio.to_thread(_note, services.engine, person, "sessions.begin")
+        author = Author(person.id, person.role)
+        await asyncio.to_thread(note_alone, services.engine, author, "sessions.begin", person.id)
         answer = moved("/admin")
         set_cookie(answer, session_cookie(identity), sealed, SESSION_SECONDS, identity)
         set_cookie(answer, sign_in_cookie(identity), "", 0, identity)
@@ -117,8 +117,3 @@ def set_cookie(answer: Response, name: str, value: str, seconds: int, identity: 
 
 def moved(url: str) -> Response:
     return Response(status_code=303, headers={"location": url, "referrer-policy": "no-referrer", **HEADERS})
-
-
-def _note(engine: Engine, person: Person, action: str) -> None:
-    with engine.begin() as connection:
-        note(connection, actor=person.id, role=person.role, action=action, subject=person.id)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import time
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import Engine
@@ -23,6 +24,8 @@ from gateway.ledger.shipper import ShipperBusy
 from gateway.store.leases import Wish, grant, holders, release, wanted
 from gateway.store.spending import payer_of
 from gateway.store.windows import Slice, purge, take
+
+Result = TypeVar("Result")
 
 WANTED_EVERY = 0.5
 CLEAR_EVERY = 2.0
@@ -92,8 +95,7 @@ class BudgetDesk:
                 )
                 for ask in request.asks
             ]
-            # Not to be left behind by a caller that hangs up: the next request of the holder waits for it.
-            grants = await asyncio.shield(asyncio.to_thread(grant, self._engine, request.holder, wishes))
+            grants = await _finish(asyncio.to_thread(grant, self._engine, request.holder, wishes))
         if any(one.more < wish.want and one.others for one, wish in zip(grants, wishes, strict=True)):
             self._look.set()
         return msgspec.json.encode(
@@ -207,6 +209,16 @@ class BudgetDesk:
                 raise Stale
             turn = self._turns[holder] = asyncio.Lock()
         return turn
+
+
+async def _finish(work: Coroutine[Any, Any, Result]) -> Result:
+    """As `await`, but whoever is cancelled waits for the end first: the holder's next request must not overtake it."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 class Flush:

@@ -51,7 +51,7 @@ def status(as_json: AsJson = False) -> None:
         return
     table = Table("", "", show_header=False, box=None)
     table.add_row("not shipped", f"{backlog.bytes:,} bytes, the oldest {backlog.seconds:,.1f} s old")
-    table.add_row("spool", f"{backlog.size:,} bytes in {backlog.segments} segments under {settings.spool_dir}")
+    table.add_row("spool", f"{backlog.size:,} bytes in {backlog.segments} segments")
     table.add_row("workers that write", str(backlog.workers))
     table.add_row("dead processes that left something", str(backlog.dead))
     table.add_row("set aside", f"{sum(rejects.values())} records")

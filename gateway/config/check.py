@@ -16,7 +16,7 @@ from gateway.config.constraints import accepts, fallbacks_of, pool_of
 from gateway.config.document import Document, KeyPath, quoted, read_document
 from gateway.config.model import AS_ASKED, Configuration, Contract, Endpoint, Match, Policy
 from gateway.config.providers import LOCAL, LOCAL_IGNORES
-from gateway.config.variables import variables_in
+from gateway.config.variables import FILE, SECRET, variables_in
 from gateway.errors import ConfigError, Mistake
 
 _SECRET_HEADERS = ("auth", "key", "secret", "token", "cookie")
@@ -57,7 +57,12 @@ def _providers(document: Document, configuration: Configuration) -> _Notes:
         written = document.data["providers"][provider.id]
         if provider.missing:
             message = f"{provider.missing}: endpoints of provider {quoted(provider.id)} are left out"
-            yield path, message, "set it in the environment, or remove the provider and its endpoints"
+            remedy = "set it in the environment"
+            if f"`{SECRET}" in provider.missing:
+                remedy = "store it with `hatchway secrets set NAME`"
+            elif f"`{FILE}" in provider.missing:
+                remedy = "mend the file"
+            yield path, message, f"{remedy}, or remove the provider and its endpoints"
         if provider.adapter == LOCAL:
             for key in (key for key in LOCAL_IGNORES if key in written):
                 message = f"{quoted(key)} has no effect on a provider of adapter `local`"

@@ -9,13 +9,14 @@ from decimal import Decimal
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Connection, Engine, Row, Select, and_, func, select
+from sqlalchemy import Connection, Engine, Row, Select, and_, func, select, text
 
 from gateway.store.tables import corrections, usage_events, usage_hours
 from gateway.types import BUCKETS
 
 Grain = Literal["hour", "day"]
 
+_WORK_MEMORY = "64MB"
 _FETCH = 2000  # rows at a time: bounds the memory here; PostgreSQL spills to disk by itself
 
 SAME = (
@@ -78,13 +79,16 @@ def booked_days(connection: Connection, since: datetime | None, until: datetime)
 
 
 def charges(connection: Connection, since: datetime, until: datetime, grain: Grain) -> Iterator[Charge]:
-    """Of the attempts booked in `since` <= t < `until`, day by day, and in an order in which two runs agree."""
+    """Of the attempts booked in `since` <= t < `until`, day by day, and in an order in which two runs agree.
+
+    For the rest of the transaction PostgreSQL sorts only where it must.
+    """
     day = func.date_trunc("day", _events.booked_at, "UTC").label("day")
     period = func.date_trunc(grain, _events.started_at, "UTC").label("period")
     is_unknown = _events.cost_usd.is_(None).label("is_unknown")
     keys = (day, period, *(_events[name] for name in SAME), _events.catalog_version, is_unknown, _events.prices)
     used = func.greatest(*(_events[bucket] for bucket in BUCKETS)) > 0
-    query = (
+    grouped = (
         select(
             *keys,
             *(func.sum(_events[bucket]).label(bucket) for bucket in BUCKETS),
@@ -95,8 +99,13 @@ def charges(connection: Connection, since: datetime, until: datetime, grain: Gra
         # Refused attempts used nothing and cost nothing: they are no charge.
         .where(_events.booked_at >= since, _events.booked_at < until, used | is_unknown | (_events.cost_usd > 0))
         .group_by(*keys)
-        .order_by(*keys)
+        .cte("grouped")
+        .prefix_with("MATERIALIZED")
     )
+    query = select(grouped).order_by(*(grouped.c[key.name] for key in keys))
+    # Attempts are many and charges few: they are hashed, and only the charges are sorted. PostgreSQL, which cannot know
+    # how few, would sort all attempts by all keys.
+    connection.execute(text(f"SET LOCAL enable_sort = off; SET LOCAL work_mem = '{_WORK_MEMORY}'"))
     for row in _stream(connection, query):
         found = row._mapping
         yield Charge(

@@ -17,6 +17,7 @@ from gateway.publication import Publication
 from gateway.store.database import Database
 from gateway.upstream.client import UpstreamClient
 from gateway.workers import Workers
+from tests.gateway_fixtures import until
 
 PATIENCE = 30.0
 DOCUMENT = """
@@ -55,8 +56,7 @@ def running_plane(database: Database, folder: Path, document: str = DOCUMENT) ->
         server.lifespan = server.config.lifespan_class(server.config)
         await server.startup(sockets=[listener])
         watch = asyncio.create_task(control.governance.run())
-        while control.governance.state.on_disk is None:  # it reads the file first
-            await asyncio.sleep(0.01)
+        await until(lambda: control.governance.state.on_disk is not None)  # it has read the file
         started.set()
         try:
             await asyncio.to_thread(ending.wait)

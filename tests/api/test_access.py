@@ -13,6 +13,7 @@ from sqlalchemy import Engine, insert
 
 from gateway.api.access import PERMISSIONS, Actor, may_see, team_filter
 from gateway.errors import PermissionDenied
+from gateway.store.audit import list_audit, verify
 from gateway.store.database import Database
 from gateway.store.keys import NewKey, create_key, revoke_key
 from gateway.store.tables import corrections, decisions, prompts, usage_events
@@ -203,3 +204,32 @@ def test_rows_are_seen_by_team() -> None:
     for role in ("admin", "operator", "finance"):
         actor = Actor("key-1", role, "payments")
         assert team_filter(actor) is None and may_see(actor, "search") and may_see(actor, None)
+
+
+WRITES: list[tuple[str, dict[str, str], Any, str, str]] = [
+    ("make_key", {}, {"team": OWN}, "keys.create", "key-"),
+    ("turn_key", {"key_id": "KEY"}, None, "keys.rotate", "key-"),
+    ("end_key", {"key_id": "KEY"}, None, "keys.revoke", "key-"),
+    ("set_directory_entry", {"kind": "cost_center", "entry_id": "CC-9"}, {"name": "x"}, "directory.set", "CC-9"),
+    ("remove_directory_entry", {"kind": "cost_center", "entry_id": "CC-9"}, None, "directory.remove", "CC-9"),
+    ("set_secret", {"name": "SOME_KEY"}, {"value": "the-value"}, "secrets.set", "SOME_KEY"),
+    ("remove_stored_secret", {"name": "SOME_KEY"}, None, "secrets.remove", "SOME_KEY"),
+    ("remove_prompt", {"request_id": f"req-{OWN}"}, None, "prompts.remove", f"req-{OWN}"),
+    ("forget_learned", {}, None, "learned.reset", "all"),
+]
+"""Operation, names in its path, its body, and what the audit log has of it. The others need more than a call: they
+are tested with what they do."""
+
+
+def test_writes_are_in_the_audit_log(plane: Plane, database: Database) -> None:
+    admin = plane.keys["admin"]
+    key_id = create_key(database.engine, team=OWN).key_id
+    for name, names, body, action, subject in WRITES:
+        names = {**names, "key_id": key_id} if "key_id" in names else names
+        done = plane.call(name, admin.secret.reveal(), names, **({} if body is None else {"json": body}))
+        assert done.is_success, (name, done.text)
+        newest = list_audit(database.engine, limit=1)[0]
+        assert (newest.action, newest.actor, newest.role) == (action, admin.key_id, "admin")
+        assert subject in newest.subject
+        assert "the-value" not in str(newest.detail)
+    assert verify(database.engine).broken_at is None

@@ -109,6 +109,18 @@ def test_what_is_no_variable(written: str, tmp_path: Path, monkeypatch: pytest.M
     assert lines[0] == "c.yaml:3: `providers.p.api_key` holds a `${` that is no variable"
 
 
+def test_the_check_says_how_to_set_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, remedy in (
+        ("KEY", "set it in the environment"),
+        ("file:/none", "mend the file"),
+        ("secret:none", "store it with `hatchway secrets set NAME`"),
+    ):
+        Path("c.yaml").write_text(f"version: 1\nproviders:\n  p: {{adapter: openai, api_key: '${{{name}}}'}}\n")
+        status, lines = check_report(Path("c.yaml"), Variables({}, tmp_path))
+        assert status == 0 and f"hint: {remedy}, or remove the provider and its endpoints" in lines
+
+
 def test_the_names_of_variables() -> None:
     assert variables_in("${A}${file:/run/a:b}${secret:c.d-e}${F:-g}") == ["A", "file:/run/a:b", "secret:c.d-e", "F"]
     assert variables_in("${file:/a:-${B}}") == ["B"]

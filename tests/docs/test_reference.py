@@ -72,10 +72,13 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
     metrics.shed("server")
     metrics.shadow("local", "sent")
     metrics.continuation("local", "served")
+    metrics.usage_doubted("local")
     metrics.states = lambda: {"local": "closed"}
     control = ControlMetrics()
     control.access_refused("invalid_api_key")
     control.shifted([Shift("escape", "a", "b", share=0.5)])
+    control.budgets({"team:payments": 0.5})
+    control.budget_alert("team:payments")
     found = {}
     for exposition in (metrics.exposition(), control.exposition()):
         for family in text_string_to_metric_families(exposition.decode()):

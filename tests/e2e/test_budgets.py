@@ -154,8 +154,8 @@ def test_a_hard_budget_holds_and_is_used(
     used = list(pair[:gateways])
     counts = swarm(used, keys[team], bodies)
     total = spent(used, empty_database, team)
-    assert total == counts["ok"] * COST
-    assert Decimal(usd) * Decimal("0.9") <= total <= Decimal(usd), counts
+    assert counts["ok"] * COST <= total <= Decimal(usd), counts
+    assert total >= Decimal(usd) * Decimal("0.9"), counts
 
 
 def test_a_worker_is_killed_in_the_middle(

@@ -125,14 +125,13 @@ def test_a_stored_secret(gateway: Gateway, upstream: Upstream) -> None:
     assert rekeyed["encrypted"] == 1
     after = (gateway.home / "secret.key").read_bytes()
     assert after != before and len(after.split()) == 1
-    listed = json.loads(gateway.run("secrets", "list", "--json").stdout)["secrets"]
+    listed = admin(gateway, "GET", "/secrets").json()["secrets"]
     assert [(one["name"], one["key_hint"]) for one in listed] == [("staged", rekeyed["key_hint"])]
     eventually(lambda: ask(gateway).status_code == 200 and bearer(upstream) == f"bearer {SECOND}")
 
     for value in (FIRST, SECOND):
         assert value.encode() not in everything_on_disk(gateway)
         assert value not in everything_in_tables(gateway)
-        assert value not in gateway.run("policy", "history", "--json").stdout
 
 
 @pytest.fixture(scope="module")
@@ -189,21 +188,21 @@ def test_kept_prompts(gateway: Gateway) -> None:
     plain, whole, stream = ask(gateway), ask(gateway, "ok-kept"), ask(gateway, "ok-kept", stream=True)
     assert [answer.status_code for answer in (plain, whole, stream)] == [200] * 3
     ids = [answer.headers["x-hatchway-request-id"] for answer in (plain, whole, stream)]
-    listed = json.loads(gateway.run("prompts", "list", "--json").stdout)["prompts"]
+    gateway.ship()
+    listed = admin(gateway, "GET", "/prompts").json()["prompts"]
     assert {one["request_id"] for one in listed} == set(ids[1:])
     for id in ids[1:]:
-        shown = json.loads(gateway.run("prompts", "show", id, "--json").stdout)
+        shown = admin(gateway, "GET", f"/prompts/{id}").json()
         assert (shown["policy"], shown["body"]["redacted"]) == ("kept", {"email": 1, "card": 1})
         assert shown["body"]["request"]["messages"] == [{"role": "user", "content": "I am [email], card [card]."}]
         assert shown["body"]["answer"][0]["finish"] == "stop"
     assert shown["body"]["answer"][0]["text"] == TEXT.replace(" ", "")  # as the upstream streams its words
-    gateway.run("prompts", "show", ids[0], status=1)
+    assert admin(gateway, "GET", f"/prompts/{ids[0]}").status_code == 404
     assert "jane.doe" not in everything_in_tables(gateway) and b"jane.doe" not in everything_on_disk(gateway)
     audit = json.dumps(admin(gateway, "GET", "/audit").json())
     assert audit.count("prompts.read") == 2 and "secrets.set" in audit and "directory.set" in audit
     assert admin(gateway, "DELETE", f"/prompts/{ids[1]}").status_code == 204
-    assert last_json(gateway.run("prompts", "purge", "--request", ids[2], "--json").stdout) == {"removed": 1}
-    assert json.loads(gateway.run("prompts", "list", "--json").stdout)["prompts"] == []
+    assert {one["request_id"] for one in admin(gateway, "GET", "/prompts").json()["prompts"]} == {ids[2]}
 
 
 def test_what_was_written_holds_from_the_first_request_on(

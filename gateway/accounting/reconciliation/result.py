@@ -208,8 +208,10 @@ def parse_tolerance(text: str) -> Decimal:
 
 
 def parse_zone(name: str) -> ZoneInfo:
-    """Raises ValueError."""
+    """Raises ValueError. Names that mean something else to PostgreSQL, or nothing, are none."""
     try:
+        if name.startswith(("posix", "right", "local")):
+            raise ValueError
         return ZoneInfo(name)
     except (KeyError, OSError, ValueError):
         raise ValueError(f"`{name[:60]}` is no time zone\nhint: such as `UTC` or `Europe/Berlin`") from None

@@ -15,6 +15,8 @@ import pytest
 from rich.console import Console
 from sqlalchemy import insert, text
 
+from gateway.accounting.billers import Billers
+from gateway.accounting.focus import write_focus
 from gateway.accounting.reconciliation.reading import Export, read_exports
 from gateway.accounting.reconciliation.records import UnreadableFile, in_memory, open_files
 from gateway.accounting.reconciliation.result import (
@@ -127,6 +129,19 @@ def test_quantities_of_costs_do_not_double_those_of_usage(database: Database, us
     assert any("stand in several exports" in note for note in result.notes)
 
 
+def test_our_own_focus_export_equals_the_ledger(database: Database, usage_event: Event) -> None:
+    tokens = {bucket: 1000 + number for number, bucket in enumerate(BUCKETS)}
+    for day in range(2):
+        add(database, usage_event, tokens, started_at=START + timedelta(days=day, hours=5))
+    file = StringIO()
+    write_focus(database.engine, file, since=START, until=START + timedelta(days=2), form="csv", billers=Billers(None))
+    result = run(database, file.getvalue())
+    assert set(result.export.files.values()) == {"focus"}
+    assert (result.total.ledger_tokens, result.total.provider_tokens) == (2 * sum(tokens.values()),) * 2
+    assert result.total.provider_usd == result.total.ledger_usd == 2 * cost_of(tokens)
+    assert (result.causes, result.export.aside_count, result.is_within) == ({}, 0, True)
+
+
 def test_days_in_a_zone(database: Database, usage_event: Event) -> None:
     add(database, usage_event, {"input_tokens": 10}, started_at=datetime(2026, 3, 1, 7, tzinfo=UTC))
     zone = ZoneInfo("America/Los_Angeles")
@@ -212,7 +227,7 @@ def test_options() -> None:
         with pytest.raises(ValueError, match="tolerance"):
             parse_tolerance(wrong)
     assert parse_zone("Europe/Berlin").key == "Europe/Berlin"
-    for wrong in ("Nowhere", "../etc/passwd", "", "a\0b"):
+    for wrong in ("Nowhere", "../etc/passwd", "", "a\0b", "localtime"):
         with pytest.raises(ValueError, match="no time zone"):
             parse_zone(wrong)
     assert parse_same(["a=b", "x=y=z"]) == {"a": "b", "x=y": "z"}
