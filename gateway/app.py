@@ -48,7 +48,11 @@ DRAIN_SECONDS = 30
 RELOAD_EVERY = 1.0
 CONTROL_SECONDS = 30.0
 LOOKUP_SECONDS = 2.0
-MAX_CONTROL_BODY = 8 * 1024 * 1024
+MAX_CONTROL_BODY = 1024 * 1024
+UPLOADS = {"/admin/api/reconciliations": 20 * 1024 * 1024, "/admin/api/prices/catalogues": 32 * 1024 * 1024}
+"""Bytes of the files that operators may send, by path."""
+MAX_UPLOADS = 2
+"""Read at once: nobody is asked for a key before the control plane has the whole of it."""
 MAX_CONTROL_ANSWER = 64 * 1024 * 1024
 
 # What each side of a hop makes for itself; the server adds `date` to every answer.
@@ -75,6 +79,7 @@ class ControlPlane:
     def __init__(self, client: UpstreamClient, socket_path: Path) -> None:
         self._client = client
         self._origin = Origin.parse("http://control", uds=str(socket_path))
+        self._uploads = asyncio.Semaphore(MAX_UPLOADS)
 
     async def find_key(self, digest: str) -> KeyRecord | None:
         try:
@@ -92,8 +97,16 @@ class ControlPlane:
         return answer
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = UPLOADS.get(scope["path"])
+        if limit is None or scope["method"] != "POST":
+            await self._forward(scope, receive, send, MAX_CONTROL_BODY)
+        else:
+            async with self._uploads:
+                await self._forward(scope, receive, send, limit)
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         try:
-            body = await read_body(receive, dict(scope["headers"]), MAX_CONTROL_BODY)
+            body = await read_body(receive, dict(scope["headers"]), limit)
             query = scope["query_string"]
             target = (scope["raw_path"] or scope["path"].encode()) + (b"?" + query if query else b"")
             block = header_block((name, value) for name, value in scope["headers"] if name not in _HOP_BY_HOP)

@@ -78,6 +78,7 @@ class ControlPlane:
         self.publication = Publication(settings.home)
         self._shipper = Shipper(settings.spool_dir, database.connect)
         self._ship_lock = asyncio.Lock()
+        self._publishing = asyncio.Lock()
         self.governance = Governance(
             settings.config_path, self.publication, database.engine, self.metrics, workers.reload
         )
@@ -208,15 +209,17 @@ class ControlPlane:
 
     async def publish_secrets(self) -> None:
         """Ciphertexts: workers decrypt them in memory. Raises StoreError, OSError."""
-        sealed = await asyncio.to_thread(read_sealed, self.database.engine)
-        if secrets.publish(self.settings.home, sealed):
-            await self.governance.refresh()
+        async with self._publishing:
+            sealed = await asyncio.to_thread(read_sealed, self.database.engine)
+            if secrets.publish(self.settings.home, sealed):
+                await self.governance.refresh()
 
     async def publish_directory(self) -> None:
         """What was written by API, beside the YAML. Raises StoreError, OSError."""
-        rows = await asyncio.to_thread(list_entries, self.database.engine)
-        if directory.publish(self.settings.home, [row.entry for row in rows]):
-            await self.governance.refresh()
+        async with self._publishing:
+            rows = await asyncio.to_thread(list_entries, self.database.engine)
+            if directory.publish(self.settings.home, [row.entry for row in rows]):
+                await self.governance.refresh()
 
     def cipher(self) -> secrets.Cipher:
         """For secrets that are about to be stored. Raises OSError, SecretError."""

@@ -163,6 +163,8 @@ class Pipeline:
         except GatewayError as error:
             if exchange.keep_alive is not None:
                 await exchange.keep_alive.stop()
+            if exchange.keeping is not None:
+                exchange.keeping.keep(error=error.code or error.type)
             decision = exchange.decision(error.code or error.type)
             if decision is not None:
                 self._books.decide(decision)

@@ -406,6 +406,8 @@ def _keep_rows() -> None:
       FOR EACH ROW EXECUTE FUNCTION hatchway_refuse_change();
     CREATE TRIGGER refuse_emptying BEFORE TRUNCATE ON audit_log
       FOR EACH STATEMENT EXECUTE FUNCTION hatchway_refuse_change();
+    CREATE TRIGGER refuse_emptying BEFORE TRUNCATE ON months
+      FOR EACH STATEMENT EXECUTE FUNCTION hatchway_refuse_change();
 
     CREATE FUNCTION hatchway_empty_hours() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN

@@ -33,7 +33,7 @@ DATES = [
     datetime(2026, 10, 14, 2, tzinfo=UTC),
     datetime(2026, 11, 21, 9, 59, tzinfo=UTC),
 ]
-SIZES = [0, 1, 32_000, 100_001, 128_001, 200_000, 200_001, 272_001, 600_000, 10**7]
+SIZES = [1, 100_001, 200_000, 200_001, 10**7]
 CONTEXTS: list[tuple[str | None, dict[str, str]]] = [
     (None, {}),
     ("default", {"service_tier": "default"}),
@@ -107,7 +107,7 @@ def test_every_model_costs_what_genai_prices_says(catalogue: Catalogue) -> None:
                         assert rates == their_rates(expected, size), (provider.id, name, at, tier, size)
                         compared += 1
                         priced += rates is not None
-    assert compared > 50_000 and priced > 45_000
+    assert compared > 25_000 and priced > 22_000
 
 
 def test_every_address_and_name_of_a_provider_is_found(catalogue: Catalogue) -> None:

@@ -87,6 +87,14 @@ def test_service_tiers(tier: str | None, expected: tuple[Decimal, Decimal], used
     assert ((found.rates.input, found.rates.output), found.record.service_tier) == (expected, used)
 
 
+def test_what_is_resold_has_the_owners_standard_prices_and_not_its_tiers() -> None:
+    reseller = CatalogueProvider(id="reseller", address="https://resale", resells=("seller",))
+    book = Prices(lambda: Catalogue(source="list 7", providers=(SELLER, reseller)))
+    found = book.rates_for(endpoint("https://resale.example"), "m", NOON, 10, service_tier="priority")
+    assert found is not None
+    assert (found.rates.input, found.record.service_tier, found.record.model) == (D(2), None, "seller/m-1")
+
+
 def test_a_tier_has_dates_of_its_own() -> None:
     before = prices().rates_for(endpoint(), "m", datetime(2026, 5, 31, 23, tzinfo=UTC), 10, service_tier="batch")
     assert before is not None and (before.rates.input, before.record.service_tier) == (D(2), None)

@@ -19,6 +19,7 @@ class Talker:
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.under_way = 0
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
@@ -48,15 +49,19 @@ class Talker:
         self._tasks.add(task)
         try:
             while True:
-                await self._answer(reader, writer)
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                self.under_way += 1
+                try:
+                    await self._answer(head, reader, writer)
+                finally:
+                    self.under_way -= 1
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the gateway was killed
         finally:
             self._tasks.discard(task)
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    async def _answer(self, head: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         target, *lines = head.split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines if line)
         body = json.loads(await reader.readexactly(int(headers["content-length"])))

@@ -54,10 +54,11 @@ policies:
 class Ending:
     """What is done to the gateway: how it is killed, and how PostgreSQL is stopped."""
 
-    def __init__(self, running: Gateway, config: Path, postmaster: int | None) -> None:
+    def __init__(self, running: Gateway, talker: Talker, postmaster: int | None) -> None:
         """`postmaster`: of a PostgreSQL that is not the gateway's own."""
         self.running = running
-        self._config = config
+        self._talker = talker
+        self._config = write_config(running.home, CONFIG.format(url=talker.url))
         self._port = free_port()
         self._postmaster = postmaster
 
@@ -74,6 +75,9 @@ class Ending:
         pids = family(self.running.process.pid)
         if self._postmaster is None:
             pids += family(postmaster_of(self.running.home / "database"))
+        until = time.monotonic() + PATIENCE
+        while self._talker.under_way < CONCURRENCY // 2 and time.monotonic() < until:
+            time.sleep(0.001)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -231,6 +235,7 @@ def check(running: Gateway, rows: list[dict[str, Any]], client: Client, talker: 
     assert list(read_rejects(running.home / "spool")) == [] or all(
         entry.reason.startswith("torn tail") for entry in read_rejects(running.home / "spool")
     )
+    print(Counter((row["status"], row["error_type"]) for row in rows), client.outcomes, len(talker.requests))
     lost = sum(row["error_type"] == "worker_lost" for row in rows)
     assert lost > 0, "it was killed in the middle of something"
 
@@ -261,7 +266,7 @@ async def test_kill_9_of_every_process_twice_and_a_stop_of_postgresql(
     """PostgreSQL outlives the gateway, and stands still across its first death."""
     with new_directory() as directory, Database.open(None, directory) as database, home_folder(None) as home:
         running = Gateway(home, {**plain_environment, "HATCHWAY_DATABASE_URL": database.url.reveal()})
-        ending = Ending(running, write_config(home, CONFIG.format(url=talker.url)), postmaster_of(directory))
+        ending = Ending(running, talker, postmaster_of(directory))
 
         async def happen(client: Client) -> None:
             async with asyncio.TaskGroup() as group:
@@ -279,9 +284,7 @@ async def test_kill_9_of_every_process_and_of_the_embedded_postgresql(
 ) -> None:
     """At once, with the first answers."""
     with home_folder(None) as home:
-        ending = Ending(
-            Gateway(home, plain_environment), write_config(home, CONFIG.format(url=talker.url)), postmaster=None
-        )
+        ending = Ending(Gateway(home, plain_environment), talker, postmaster=None)
 
         async def happen(client: Client) -> None:
             await client.have(10)
