@@ -48,6 +48,7 @@ DRAIN_SECONDS = 30
 RELOAD_EVERY = 1.0
 CONTROL_SECONDS = 30.0
 LOOKUP_SECONDS = 2.0
+ASK_SECONDS = 10.0
 MAX_CONTROL_BODY = 1024 * 1024
 UPLOADS = {"/admin/api/reconciliations": 20 * 1024 * 1024, "/admin/api/prices/catalogues": 32 * 1024 * 1024}
 """Bytes of the files that operators may send, by path."""
@@ -91,7 +92,7 @@ class ControlPlane:
 
     async def ask(self, path: str, body: bytes) -> bytes:
         """Raises Unavailable, UpstreamError when there is no answer with status 200."""
-        status, _, answer = await self._call(b"POST", path.encode(), b"", body, LOOKUP_SECONDS)
+        status, _, answer = await self._call(b"POST", path.encode(), b"", body, ASK_SECONDS)
         if status != 200:
             raise Unavailable(f"the control plane answered `{path}` with status {status}", code="control_plane")
         return answer

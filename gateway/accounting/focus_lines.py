@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -242,8 +242,8 @@ def _costs(line: Line, is_own: bool, listed: Decimal, paid: Decimal) -> Line:
 
 
 def _adjustment(base: Line, is_own: bool, amount: Decimal, description: str, **more: Any) -> Line:
-    return base | {
-        **more,
+    line: Line = {
+        **base,
         "ChargeCategory": "Adjustment",
         "ChargeFrequency": "One-Time",
         "ChargeDescription": description,
@@ -252,6 +252,7 @@ def _adjustment(base: Line, is_own: bool, amount: Decimal, description: str, **m
         "EffectiveCost": amount,
         "BilledCost": _ZERO if is_own else amount,
     }
+    return cast(Line, {**line, **more})
 
 
 def _nothing() -> Line:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 from sqlalchemy import Engine, delete, insert
 
+from gateway.api.access import Actor
 from gateway.api.admin import AdminServices
 from gateway.api.admin_decisions import add_decisions
 from gateway.api.admin_http import install_error_handlers
@@ -38,6 +39,10 @@ def spool(tmp_path: Path) -> Spool:
     return Spool(tmp_path / "spool", "w")
 
 
+def operate(request: Request) -> None:
+    request.state.actor = Actor("key-1", "operator")
+
+
 @pytest.fixture
 async def client(engine: Engine, database: Database, spool: Spool, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """The path alone; who may call is tested where all paths are."""
@@ -56,7 +61,7 @@ async def client(engine: Engine, database: Database, spool: Spool, tmp_path: Pat
         async def flush() -> None:
             shipper.ship_once()
 
-        api = APIRouter(prefix="/admin/api")
+        api = APIRouter(prefix="/admin/api", dependencies=[Depends(operate)])
         add_decisions(api, AdminServices(engine, in_force, lambda: None, health, flush, publish_keys))
         app = FastAPI(openapi_url="/admin/api/openapi.json")
         install_error_handlers(app)

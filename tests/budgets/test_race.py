@@ -38,6 +38,5 @@ async def test_64_clients(
         else:
             counts = await swarm(worlds, 64, attempt)
     total = spent(database.engine, name)
-    print(name, total, counts)
-    assert total <= Decimal(usd)
+    assert counts["ok"] * Decimal(cost) == total <= Decimal(usd)
     assert total >= Decimal(usd) * Decimal("0.9")

@@ -19,6 +19,7 @@ from gateway import errors
 from gateway.admission import Shed
 from gateway.api.application import InternalError
 from gateway.attempt import CLIENT_GONE, HEDGE_LOST
+from gateway.budgets.refusals import BudgetReserved
 from gateway.ledger.record import WORKER_LOST
 from gateway.pipeline import SHED
 from gateway.protocols.base import StreamError
@@ -73,6 +74,7 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
     metrics.shadow("local", "sent")
     metrics.continuation("local", "served")
     metrics.usage_doubted("local")
+    metrics.prompt("cheap", "kept")
     metrics.states = lambda: {"local": "closed"}
     control = ControlMetrics()
     control.access_refused("invalid_api_key")
@@ -118,13 +120,19 @@ def test_codes_of_refusals_are_all_there() -> None:
 def codes() -> Iterator[tuple[str, type[errors.GatewayError]]]:
     """Each constant `code=` of an error that the source makes, with its class."""
     classes = {one.__name__: one for one in (errors.GatewayError, *subclasses(errors.GatewayError))}
-    assert Shed.__name__ in classes
+    assert {Shed.__name__, BudgetReserved.__name__} <= classes.keys()
     for path in (ROOT / "gateway").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in classes:
                 for keyword in node.keywords:
                     if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
                         yield ast.literal_eval(keyword.value), classes[node.func.id]
+            elif isinstance(node, ast.ClassDef) and node.name in classes:  # one that gives its own code
+                for call in ast.walk(node):
+                    if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
+                        for keyword in call.keywords:
+                            if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
+                                yield ast.literal_eval(keyword.value), classes[node.name]
 
 
 def test_error_types_of_the_ledger_are_all_there() -> None:

@@ -54,9 +54,7 @@ def test_embeddings_have_no_output() -> None:
     assert asked.limited(64) is asked
 
 
-@pytest.mark.parametrize(
-    ("limit", "thinking"), [(4000, {"type": "enabled", "budget_tokens": 3999}), (1000, None)]
-)
+@pytest.mark.parametrize(("limit", "thinking"), [(4000, {"type": "enabled", "budget_tokens": 3999}), (1000, None)])
 def test_thinking_fits_into_the_limit(limit: int, thinking: dict[str, Any] | None) -> None:
     fields = {"model": "m", "messages": MESSAGES, "max_tokens": 9000}
     asked = inbound(MESSAGES_PROTOCOL, {**fields, "thinking": {"type": "enabled", "budget_tokens": 8000}})
