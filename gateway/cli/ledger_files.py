@@ -153,6 +153,19 @@ def verify(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def rebuild(as_json: AsJson = False) -> None:
+    """Make the sums of usage by hour and day anew from the rows. Nothing is written to the ledger meanwhile."""
+    from gateway.store.hours import rebuild as rebuild_sums
+
+    with opened_ledger() as database, ProgressBar() as progress:
+        groups = rebuild_sums(database.engine, progress)
+    if as_json:
+        show(_encode({"groups": groups}).decode())
+    else:
+        stderr.print(f"{groups:,} sums stand anew", highlight=False)
+
+
 def _retry(settings: Settings, misplaced: bool, as_json: bool) -> None:
     import psycopg
 

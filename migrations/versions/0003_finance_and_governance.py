@@ -1,4 +1,4 @@
-"""What finance needs: sums by the hour and the day, corrections, closed months, price catalogues, budgets, audit, governance.
+"""What finance needs: sums by hour and day, corrections, closed months, catalogues, budgets, audit, governance.
 
 Triggers keep what must always hold, whoever writes: a usage event is never changed, `usage_hours` and `usage_days`
 equal the rows to the last digit in the same transaction, and nothing is booked in a closed month.

@@ -123,3 +123,5 @@ def test_verify_finds_sums_that_are_not_those_of_the_rows(
     assert {one["group"]["team"] for one in found} == {"search"}
     assert any(one["missing"] == {"output_tokens": -1} for one in found)
     assert "search" in run("verify", status=1).stdout
+    assert answer("rebuild")["groups"] == 2
+    assert answer("verify") == {"differences": []}
