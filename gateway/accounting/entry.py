@@ -111,7 +111,8 @@ class Books:
         is known. `decision`: that of the request (`routing.explanation`), with its first attempt. `tags`: of this
         attempt alone.
         """
-        all_tags = {**context.tags, **tags} if tags else dict(context.tags)
+        all_tags = {**context.tags, **tags} if tags else dict(context.tags) if context.tags else None
+        caller, model = context.caller, context.inbound.model
         now = datetime.now(UTC)
         event = UsageEvent(
             event_id=new_event_id(),
@@ -119,9 +120,9 @@ class Books:
             attempt=attempt,
             started_at=now,
             ended_at=now,
-            team=context.caller.team,
-            project=context.caller.project,
-            key_id=context.caller.key_id,
+            team=caller.team,
+            project=caller.project,
+            key_id=caller.key_id,
             cost_center=context.cost_center,
             route=context.route,
             policy=context.policy,
@@ -129,8 +130,8 @@ class Books:
             domain=context.domain,
             endpoint=endpoint.id,
             provider=endpoint.provider.id,
-            model=context.inbound.model,
-            upstream_model=endpoint.upstream_model(context.inbound.model),
+            model=model,
+            upstream_model=endpoint.upstream_model(model),
             region=endpoint.region,
             status="error",
             error_type=WORKER_LOST,
@@ -146,7 +147,7 @@ class Books:
             cost_usd=None,
             prices=None,
             catalog_version=None,
-            tags=all_tags or None,
+            tags=all_tags,
         )
         self.spool.begin(event, decision)
         return Entry(self, event, context.inbound, endpoint, prices)
@@ -213,7 +214,9 @@ class Entry:
             return self._event.cost_usd
         self.is_settled = True
         event = self._event
-        self.charge = charge = self._judge(status, charge)
+        charge = self._judge(status, charge)
+        # Without `text`, which may lead back here: a cycle for each request would keep the collector busy.
+        self.charge = Charge(charge.usage, charge.is_reported, charge.raw_usage)
         duration = max(0.0, duration)
         event.status = status
         event.error_type = error_type

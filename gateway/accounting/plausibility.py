@@ -8,7 +8,7 @@ nothing at all                a request has words; zeros are how some servers sa
 the parts over the whole      `total_tokens` under what it has to include. A total that is larger is usual: some count
                               there what they name nowhere else
 output over what was allowed  more than OUTPUT_TOLERANCE times the limit and OUTPUT_SLACK: providers pass their limit by
-                              a token or a marker, and count thinking apart; none writes twice as much. Tools that a
+                              a token or a marker, some count thinking in, some servers know no limit. Tools that a
                               provider runs itself sample several times: requests with such are not judged
 input over what was sent      a token of text is at least a byte of it. INPUT_TOLERANCE leaves room for templates,
                               INPUT_SLACK for what providers add (searched pages, instructions). Pictures, recordings,
@@ -26,8 +26,8 @@ import msgspec
 from gateway.protocols.base import MAX_TOKENS, NOT_JSON
 from gateway.types import Usage
 
-OUTPUT_TOLERANCE = 2
-OUTPUT_SLACK = 64
+OUTPUT_TOLERANCE = 4
+OUTPUT_SLACK = 4096
 INPUT_TOLERANCE = 2
 INPUT_SLACK = 200_000
 MAX_BYTES_PER_TOKEN = 200

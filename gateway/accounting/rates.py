@@ -145,4 +145,4 @@ class _BucketRates(NamedTuple):
         for tokens, rate in zip(astuple(usage), self.rates, strict=True):
             if tokens:
                 units += tokens * rate
-        return EXACT.scaleb(Decimal(units), self.exponent - 6)
+        return Decimal(f"{units}E{self.exponent - 6}")  # exact, and quicker than `scaleb`

@@ -43,6 +43,7 @@ DROPPED = "hatchway.dropped"
 _MAX_TEXT = 1024  # characters of one text column in a record that was too long
 _ID_FIRST = b'{"event_id":"'  # how every record begins
 _KINDS: dict[bytes, Kind] = {b" S ": "S", b" E ": "E", b" D ": "D", b" P ": "P", b" Z ": "Z"}
+_HEADS: dict[Kind, bytes] = {kind: head[1:] for head, kind in _KINDS.items()}
 _MAX_DIGITS = 19  # of a number
 _encode = msgspec.json.Encoder().encode
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
@@ -105,8 +106,8 @@ def write_line(kind: Kind, number: int, json: bytes) -> bytes:
         raise ValueError(f"a record of {len(json)} bytes is over {MAX_RECORD}")
     if b"\n" in json:  # only between tokens of a spliced value: inside a JSON string a line break is `\n` escaped
         json = json.replace(b"\n", b" ")
-    head = b"%c %d " % (ord(kind), number)
-    return b"%08x %b%b\n" % (crc32(json, crc32(head)), head, json)
+    content = b"%b%d %b" % (_HEADS[kind], number, json)
+    return b"%08x %b\n" % (crc32(content), content)
 
 
 def write_end(number: int, records: int, *, is_last: bool) -> bytes:

@@ -311,7 +311,11 @@ class Spool:
 
     def _write(self, records: Sequence[Record], kept_free: int) -> None:
         number = self._next
-        lines = b"".join([write_line(kind, number + place, json) for place, (kind, json) in enumerate(records)])
+        if len(records) == 1:
+            kind, json = records[0]
+            lines = write_line(kind, number, json)
+        else:
+            lines = b"".join([write_line(kind, number + place, json) for place, (kind, json) in enumerate(records)])
         size = len(lines)
         if self._room < size + kept_free:
             if monotonic() - self._measured_at > REMEASURE_SECONDS:

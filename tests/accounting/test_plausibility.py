@@ -36,10 +36,10 @@ IMPOSSIBLE: dict[str, tuple[Usage, msgspec.Raw | None, Asked, str]] = {
         "parts of 30 tokens in a total of 5",
     ),
     "output over the limit": (
-        Usage(input_tokens=10, output_tokens=265),
+        Usage(input_tokens=10, output_tokens=4497),
         None,
         asked(limit=100),
-        "265 output tokens, where 100 were allowed",
+        "4497 output tokens, where 100 were allowed",
     ),
     "input far over": (
         Usage(input_tokens=300_000, output_tokens=5),

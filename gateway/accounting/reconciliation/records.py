@@ -187,8 +187,8 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 def _read_parquet(file: ExportFile) -> Iterator[Record]:
     try:
-        import pyarrow  # type: ignore[import-untyped]  # it has no types
-        import pyarrow.parquet  # type: ignore[import-untyped]  # likewise
+        import pyarrow
+        import pyarrow.parquet
     except ImportError:
         raise UnreadableFile(
             f"`{file.name}` is Parquet, and the package that reads it is not installed\n"
