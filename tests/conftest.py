@@ -78,7 +78,7 @@ def server() -> Iterator[Database]:
 @pytest.fixture(scope="module")
 def empty_database(server: Database, request: pytest.FixtureRequest) -> Iterator[Database]:
     """A database of the module's own, without tables."""
-    name = "test_" + re.sub(r"\W", "_", request.node.name.lower())[-40:]
+    name = "test_" + re.sub(r"\W", "_", request.node.nodeid.lower())[-50:]
     with server.connect() as connection:
         connection.autocommit = True
         connection.execute(f'CREATE DATABASE "{name}"')

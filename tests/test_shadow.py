@@ -19,8 +19,11 @@ from msgspec.structs import replace
 from gateway.accounting.entry import Books, Context
 from gateway.accounting.prices import PriceBook
 from gateway.admission import Admission
+from gateway.budgets.accounts import NO_ACCOUNTS
+from gateway.budgets.book import BudgetBook, Reservation
 from gateway.comparison import Outcome
 from gateway.config.model import Timeouts
+from gateway.funds import FREE
 from gateway.ledger.record import read_event, read_line
 from gateway.ledger.spool import Spool
 from gateway.protocols.base import ClientProtocol
@@ -64,6 +67,14 @@ from tests.gateway_fixtures import (
 StartUpstream = Callable[..., Awaitable[Upstream]]
 
 
+async def nobody(path: str, body: bytes) -> bytes:
+    raise AssertionError("nothing is asked where no budget is hard")
+
+
+def paid_for(endpoint: str) -> Reservation | None:
+    return BudgetBook("test/worker", nobody).try_reserve(NO_ACCOUNTS, FREE, endpoint)
+
+
 class Worker:
     """The parts of a worker that a copy meets, wired as in production, without a server."""
 
@@ -103,7 +114,13 @@ class Worker:
             tags=tags or {},
         )
         target = self.snapshot.configuration.endpoints[endpoint]
-        self.shadows.start(context, target, self.snapshot, primary, **{"timeouts": Timeouts(), **how})
+        self.shadows.start(
+            context,
+            target,
+            self.snapshot,
+            primary,
+            **{"timeouts": Timeouts(), "reservation": paid_for(target.id), **how},
+        )
 
     def rows(self, kind: str = "E") -> list[UsageEvent]:
         found = []

@@ -17,8 +17,8 @@ from gateway.api.admin_http import answer
 from gateway.history import current_user
 from gateway.store.audit import Author, note_alone
 
-MAX_NAMES = 100
-Names = Annotated[list[str] | None, Query(max_length=MAX_NAMES, description="endpoints and routes; none: all")]
+MAX_TEXT = 8000
+Names = Annotated[str, Query(max_length=MAX_TEXT, description="endpoints and routes, separated by commas; none: all")]
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ def add_learned(api: APIRouter, services: LearnedServices) -> None:
         return answer(msgspec.json.encode(services.status()))
 
     @api.post("/learned/reset", tags=["learned"])
-    async def forget_learned(request: Request, name: Names = None) -> Forgotten:
+    async def forget_learned(request: Request, name: Names = "") -> Forgotten:
         """Forgets what was learned of these endpoints and routes, in all workers."""
-        found = await services.forget(name or [])
-        await asyncio.to_thread(note_reset, services.engine, actor_of(request).author, name or [])
+        names = named(request)
+        found = await services.forget(names)
+        await asyncio.to_thread(note_reset, services.engine, actor_of(request).author, names)
         return Forgotten(forgotten=found)
 
 
@@ -66,11 +67,18 @@ def add_internal_learned(router: APIRouter, services: LearnedServices) -> None:
         return answer(msgspec.json.encode(services.status()))
 
     @router.post("/learned/reset")
-    async def forget_learned(name: Names = None) -> dict[str, list[str]]:
-        found = await services.forget(name or [])
+    async def forget_learned(request: Request) -> dict[str, list[str]]:
+        names = named(request)
+        found = await services.forget(names)
         author = Author(f"cli:{current_user()}", "admin")
-        await asyncio.to_thread(note_reset, services.engine, author, name or [])
+        await asyncio.to_thread(note_reset, services.engine, author, names)
         return {"reset": found}
+
+
+def named(request: Request) -> list[str]:
+    """What `name` says, given once or several times."""
+    given = request.query_params.getlist("name")
+    return [name for text in given for name in text.split(",") if name]
 
 
 def note_reset(engine: Engine, author: Author, names: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ class KeyRing:
         self._lookups = asyncio.Semaphore(MAX_LOOKUPS)
 
     def replace(self, records: Sequence[KeyRecord]) -> None:
-        self._keys = {record.hash[:LOCATOR_LENGTH]: (record, _caller(record)) for record in records}
+        self._keys = {record.hash[:LOCATOR_LENGTH]: (record, caller_of(record)) for record in records}
         self._unknown.clear()
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class KeyRing:
             async with self._lookups:
                 record = await self._lookup(digest)
             if record is not None and hmac.compare_digest(record.hash, digest):
-                self._keys[digest[:LOCATOR_LENGTH]] = record, _caller(record)
+                self._keys[digest[:LOCATOR_LENGTH]] = record, caller_of(record)
                 return self._keys[digest[:LOCATOR_LENGTH]]
             if len(self._unknown) >= MAX_UNKNOWN:
                 self._unknown.clear()
@@ -108,7 +108,8 @@ def _secret(headers: dict[bytes, bytes]) -> bytes:
     return secret
 
 
-def _caller(record: KeyRecord) -> Caller:
+def caller_of(record: KeyRecord) -> Caller:
+    """Whom a key stands for."""
     return Caller(
         key_id=record.key_id,
         team=record.team,

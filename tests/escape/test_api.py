@@ -11,6 +11,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
 from sqlalchemy import Engine
 
+from gateway.api.access import Actor
 from gateway.api.admin_escape import EscapeServices, add_escapes
 from gateway.api.admin_http import install_error_handlers
 from gateway.api.admin_versions import VersionServices, add_versions
@@ -56,7 +57,7 @@ class Plane:
 
     def app(self) -> FastAPI:
         def authenticate(request: Request) -> None:
-            request.state.key_id = "key-dana"
+            request.state.actor = Actor("key-dana", "admin")
 
         api = APIRouter(prefix="/admin/api", dependencies=[Depends(authenticate)])
         state = lambda: policy_state(self.publication, self.in_force.version, SECOND, None)  # noqa: E731 - one line
