@@ -16,7 +16,7 @@ up: install  ## start the gateway with the local model
 	@$(BIN)/hatchway up
 
 test: install $(VENV)/.test $(VENV)/.clients  ## run the whole test suite, offline, against a real PostgreSQL
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 check: $(VENV)/.dev  ## lint, format, types, import rules
 	@$(BIN)/ruff check .
