@@ -33,6 +33,7 @@ from gateway.protocols.inbound import Inbound
 from gateway.reply import Reply
 from gateway.routing.facts import Facts
 from gateway.routing.health import HealthBook
+from gateway.routing.plan import Plan
 from gateway.routing.refusal import explain_no_candidates
 from gateway.routing.retry import Agenda, counts_against, retry_after
 from gateway.shadow import Shadows
@@ -296,13 +297,13 @@ class Pipeline:
             timeouts=policy.timeouts,
             streaming=policy.streaming,
             total_at=exchange.total_at,
-            on_settled=partial(self._settled, exchange),
+            # Not the exchange itself: it holds its attempts, and a cycle would be left to the collector.
+            on_settled=partial(self._settled, exchange.plan, exchange.funds),
         )
 
-    def _settled(self, exchange: Exchange, attempt: Attempt, cost: Decimal | None) -> None:
+    def _settled(self, plan: Plan, funds: Funds, attempt: Attempt, cost: Decimal | None) -> None:
         """Called once for each attempt that was opened, however it ended."""
-        plan = exchange.plan
-        exchange.funds.count(attempt.charge.usage)
+        funds.count(attempt.charge.usage)
         self.health.finish(attempt.endpoint.id)
         self.admission.leave_endpoint(attempt.endpoint.id)
         if plan.policy.hedge is not None:
