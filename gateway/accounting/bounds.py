@@ -14,8 +14,9 @@ from gateway.types import Capability, Rates, Surface
 
 UNITS = 10**12
 """In a USD: costs are whole numbers of it."""
-MOST_OUTPUT = 16_384
-"""Tokens of each choice, where neither the request nor the endpoint states a limit."""
+MOST_OUTPUT = 4_096
+"""Tokens of each choice, where neither the request nor the endpoint states a limit. It is sent, so it has to be one
+that models take: many refuse more than they can write."""
 MOST_MEDIA = 50_000
 """Tokens of one picture, recording or file: some models count that much for a picture in high detail."""
 FRAME = 64

@@ -85,7 +85,7 @@ async def test_a_lease_serves_many_without_asking(world: World, book: BudgetBook
 
 async def test_a_request_without_a_limit_is_sent_one(book: BudgetBook) -> None:
     _, of = team("10")
-    for limit, sent in ((None, 16_384), (100, None)):
+    for limit, sent in ((None, 4_096), (100, None)):
         reservation = await book.reserve(of, bound(limit), "e")
         assert reservation.limit == sent
         reservation.release()

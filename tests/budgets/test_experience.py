@@ -13,7 +13,7 @@ from tests.budgets.world import bound
 def test_before_anything_was_settled_much_is_reserved() -> None:
     of = bound(10)
     assert of.units is not None
-    assert Experience().full("e", of) == of.units + 16_384 * of.per_token
+    assert Experience().full("e", of) == of.units + 4_096 * of.per_token
     free_output = bound(10)._replace(per_token=0)
     assert Experience().full("e", free_output) == UNPROVEN * (free_output.units or 0)
 

@@ -49,6 +49,16 @@ def test_row_of_the_local_model(gateway: Gateway) -> None:
     assert row["cost_usd"] == Decimal(usage["prompt_tokens"] + 2 * usage["completion_tokens"]) / 10**6
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_local_model_serves_under_a_hard_budget(gateway: Gateway, stream: bool) -> None:
+    """A request without a limit is sent one, which the model has to take."""
+    secret = gateway.run("keys", "create", "--team", "payments", "--budget", "5/month").stdout.strip()
+    answer = ask(gateway, "smollm2-135m-instruct", key=secret, stream=stream)
+    assert answer.status_code == 200
+    (row,) = gateway.rows(answer.headers["x-hatchway-request-id"])
+    assert (row["status"], row["error_type"]) == ("ok", None)
+
+
 @pytest.mark.parametrize(
     ("model", "attempts"),
     [
