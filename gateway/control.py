@@ -56,6 +56,8 @@ from gateway.upstream.client import UpstreamClient
 from gateway.workers import Workers
 
 SHIP_EVERY = 0.2
+MEASURE_EVERY = 5.0
+"""Seconds between two looks at how much waits in the spool: each reads its directory."""
 SHIP_PAUSE_AFTER_ERROR = 2.0
 KEYS_EVERY = 10.0
 """Keys are republished at once when PostgreSQL says that they changed, and this often in case it could not."""
@@ -135,16 +137,17 @@ class ControlPlane:
                     _log.error("usage events stay in the spool: %s", error)
                 failed = self.is_behind = True
                 self.metrics.shipping_failed()
-            await self._measure_backlog()
             await asyncio.sleep(SHIP_PAUSE_AFTER_ERROR if failed else SHIP_EVERY)
 
-    async def _measure_backlog(self) -> None:
-        try:
-            backlog = await asyncio.to_thread(self._shipper.backlog)
-        except OSError as error:
-            _log.error("the spool cannot be measured: %s", error)
-            return
-        self.metrics.backlog(backlog.bytes, backlog.seconds, backlog.size)
+    async def run_backlog(self) -> None:
+        """Says how much waits in the spool, also while nothing can be shipped."""
+        while True:
+            try:
+                backlog = await asyncio.to_thread(self._shipper.backlog)
+                self.metrics.backlog(backlog.bytes, backlog.seconds, backlog.size)
+            except OSError as error:
+                _log.error("the spool cannot be measured: %s", error)
+            await asyncio.sleep(MEASURE_EVERY)
 
     async def run_learning(self) -> None:
         """Adds up what the workers learn and publishes it; each takes it up by itself within a second."""
@@ -328,6 +331,7 @@ async def serve(settings: Settings, worker_count: int) -> None:
         async with asyncio.TaskGroup() as owned:
             tasks = [
                 owned.create_task(control.run_shipping()),
+                owned.create_task(control.run_backlog()),
                 owned.create_task(control.governance.run()),
                 owned.create_task(control.governance.history.run()),
                 owned.create_task(control.run_key_watch()),

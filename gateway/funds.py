@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from gateway.accounting.bounds import Bound, Size, bound_of, size_of
+from gateway.accounting.bounds import Bound, Size, bound_of, room_of, size_of
 from gateway.accounting.prices import Prices
 from gateway.budgets.accounts import Accounts
 from gateway.budgets.book import BudgetBook, Reservation
@@ -68,4 +68,5 @@ class Funds:
             )
         model = endpoint.upstream_model(facts.model)
         priced = self._prices.rates_for(endpoint, model, datetime.now(UTC), self._size.input, team=facts.team)
-        return bound_of(self._size, None if priced is None else priced.rates, endpoint.max_output_tokens)
+        room = room_of(endpoint.context_window, facts.counted_tokens, facts.input_tokens)
+        return bound_of(self._size, None if priced is None else priced.rates, endpoint.max_output_tokens, room)

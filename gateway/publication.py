@@ -7,13 +7,13 @@ the YAML on disk was broken, still serves with them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from gateway.config.document import Document
+from gateway.private_file import replace_file, replace_if_changed
 from gateway.types import KeyRecord, Shift
 
 _decode_keys = msgspec.json.Decoder(list[KeyRecord]).decode
@@ -35,10 +35,10 @@ class Publication:
         self._pin = self._folder / "pin.json"
 
     def publish_document(self, document: Document) -> None:
-        self._replace(self._document, document.to_json())
+        replace_file(self._document, document.to_json())
 
     def publish_keys(self, records: Sequence[KeyRecord]) -> None:
-        self._replace(self._keys, msgspec.json.encode(records))
+        replace_file(self._keys, msgspec.json.encode(records))
 
     def read_document(self) -> Document:
         return Document.from_json(self._document.read_bytes(), name="published configuration")
@@ -48,21 +48,21 @@ class Publication:
 
     def publish_learned(self, content: bytes) -> None:
         """What routing learned, as `routing.statistics` writes it."""
-        self._replace(self._learned, content)
+        replace_file(self._learned, content)
 
     def read_learned(self) -> bytes | None:
         """None: nothing was published yet."""
         return self._learned.read_bytes() if self._learned.exists() else None
 
     def publish_shifts(self, shifts: Sequence[Shift]) -> None:
-        self._replace(self._shifts, msgspec.json.encode(shifts))
+        replace_file(self._shifts, msgspec.json.encode(shifts))
 
     def read_shifts(self) -> list[Shift]:
         return _decode_shifts(self._shifts.read_bytes()) if self._shifts.exists() else []
 
     def publish_budgets(self, content: bytes) -> None:
         """What budgets have left, and whose leases are wanted, as `gateway.budgets` writes it."""
-        self._replace(self._budgets, content)
+        replace_file(self._budgets, content)
 
     def read_budgets(self) -> bytes | None:
         """None: nothing was published yet."""
@@ -70,7 +70,7 @@ class Publication:
 
     def publish_catalogue(self, content: bytes) -> None:
         """The price catalogue in force, as `gateway.accounting.catalogue` writes it."""
-        self._replace(self._catalogue, content)
+        replace_if_changed(self._catalogue, content)
 
     def read_catalogue(self) -> bytes | None:
         """None: nothing was published yet."""
@@ -81,7 +81,7 @@ class Publication:
         if content is None:
             self._pin.unlink(missing_ok=True)
         else:
-            self._replace(self._pin, content)
+            replace_file(self._pin, content)
 
     def read_pin(self) -> bytes | None:
         return self._pin.read_bytes() if self._pin.exists() else None
@@ -101,16 +101,6 @@ class Publication:
 
     def catalogue_stamp(self) -> int:
         return _modified(self._catalogue)
-
-    def _replace(self, path: Path, content: bytes) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new = path.with_suffix(f".{os.getpid()}.new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
 
 
 def _modified(path: Path) -> int:

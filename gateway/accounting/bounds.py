@@ -25,6 +25,8 @@ TOOLS_FRAME = 1_000
 """Likewise where tools are offered: their use is explained to the model."""
 COUNT_MARGIN = 1.1
 """On a count of ours: other models' tokenizers make a few more tokens."""
+ROUGH_MARGIN = 1.5
+"""On a rough count: of code and of scripts without blanks it is too low."""
 _MEDIA: frozenset[Capability] = frozenset({"vision", "audio", "files"})
 _WITHOUT_OUTPUT: frozenset[Surface] = frozenset({"embeddings", "count_tokens"})
 _PER_TOKEN = 10**6  # units of a token at a rate of one USD for a million
@@ -93,14 +95,25 @@ def size_of(
     return Size(most, max(1, choices), limit, has_media)
 
 
-def bound_of(size: Size, rates: Rates | None, most_output: int | None) -> Bound:
-    """`most_output`: of the endpoint's model, for each choice. `rates`: those that hold for an input of that size."""
+def room_of(window: int | None, counted: int | None, rough: int) -> int | None:
+    """Output tokens that the window of a model still has beside the input, guessed low; None: nobody says how large it
+    is. `rough`: input tokens roughly counted; `counted`: exactly, if somebody did."""
+    if window is None:
+        return None
+    given = rough * ROUGH_MARGIN if counted is None else counted * COUNT_MARGIN
+    return max(1, int(window - given - FRAME))
+
+
+def bound_of(size: Size, rates: Rates | None, most_output: int | None, room: int | None = None) -> Bound:
+    """`most_output`: of the endpoint's model, for each choice. `rates`: those that hold for an input of that size.
+    `room`: as `room_of` says; a limit that we send must not make a request too long."""
     limit = size.limit
     is_stated = limit is not None
     if limit == -1:
         limit = 0
     elif limit is None:
         limit = MOST_OUTPUT if most_output is None else most_output
+        limit = limit if room is None else min(limit, room)
     elif most_output is not None and most_output < limit:
         limit = most_output
     if rates is None:

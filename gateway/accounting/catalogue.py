@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.config.sheets import METERS, Price, PriceSheet, PriceWindow, Stepped
+from gateway.config.sheets import Price, PriceSheet, PriceWindow, Stepped
 
 MAX_CATALOGUE_BYTES = 32 * 1024 * 1024
 MAX_MODELS = 100_000
@@ -245,9 +245,3 @@ def _with_dashes(match: re.Match[str]) -> str:
         return f"-{date(year, month, day)}"
     except ValueError:
         return match[0]
-
-
-def meters_of(sheet: PriceSheet) -> set[str]:
-    """What the sheet prices at all."""
-    windows = (*sheet.windows, *sheet.service_tiers)
-    return {name for window in windows for name in METERS if getattr(window.meters, name) is not None}

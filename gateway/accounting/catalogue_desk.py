@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
+from importlib.metadata import version as distribution_version
 
 from sqlalchemy import Engine
 
 from gateway.accounting.catalogue import Catalogue, read_catalogue
 from gateway.accounting.catalogue_import import GENAI_PRICES, from_package
+from gateway.accounting.prices import PriceBook, Prices
+from gateway.config.model import Configuration
 from gateway.errors import StoreError
 from gateway.store.audit import GATEWAY
 from gateway.store.catalogues import CatalogueRow, has_source, in_force, read_body, register
@@ -65,7 +67,7 @@ class CatalogueDesk:
 def register_package(engine: Engine) -> CatalogueRow | None:
     """Makes the catalogue of the installed package known: in force where there is none yet, else proposed. None: it is
     known. Raises StoreError."""
-    if has_source(engine, f"{GENAI_PRICES} {version(GENAI_PRICES)}"):
+    if has_source(engine, f"{GENAI_PRICES} {distribution_version(GENAI_PRICES)}"):
         return None
     catalogue = from_package().catalogue
     return register(engine, catalogue.version, catalogue.source, catalogue.encode(), GATEWAY)
@@ -75,3 +77,10 @@ def stored_catalogue(engine: Engine, version: str) -> Catalogue | None:
     """A version of which the database has the whole number. Raises StoreError, ValueError for one that is damaged."""
     body = read_body(engine, version)
     return None if body is None else read_catalogue(body)
+
+
+def prices_in_force(engine: Engine, configuration: Configuration) -> Prices:
+    """Under the configuration and the catalogue that is approved in the database; where none ever was, that of the
+    installed package. Raises StoreError, ValueError for a catalogue that is damaged."""
+    version = in_force(engine)
+    return PriceBook(None if version is None else stored_catalogue(engine, version)).under(configuration)

@@ -18,8 +18,7 @@ from gateway.accounting.rates import PricedRates, total_input
 from gateway.config.model import Endpoint
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamError
-from gateway.ledger.doubts import DOUBT
-from gateway.ledger.record import WORKER_LOST
+from gateway.ledger.record import DOUBT, WORKER_LOST
 from gateway.ledger.spool import Spool, SpoolError
 from gateway.protocols.base import NOT_JSON
 from gateway.protocols.inbound import Inbound

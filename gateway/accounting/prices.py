@@ -13,14 +13,12 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-import msgspec
-
 from gateway.accounting.catalogue import Catalogue, CatalogueProvider, Listing, read_catalogue
 from gateway.accounting.offers import FROM_YAML, Base, Offer, in_utc
 from gateway.accounting.rates import PricedRates, PriceRecord, cost, read_record, total_input, unit_prices
 from gateway.config.model import Configuration, Contract, Endpoint, Exchange, Provider
 from gateway.config.sheets import ANYWHERE, DEFAULT_TIER, sheet_of, tier_of
-from gateway.types import PriceCard, Rates, Usage
+from gateway.types import PriceCard, Rates
 
 __all__ = [
     "FROM_YAML",
@@ -28,7 +26,6 @@ __all__ = [
     "PriceRecord",
     "PricedRates",
     "Prices",
-    "RowFacts",
     "catalogue_provider",
     "cost",
     "read_record",
@@ -41,18 +38,6 @@ LOCAL = "local"
 _CACHED_MODELS = 1024
 _MAX_MODEL_NAME = 256  # characters; clients choose names for `*` endpoints, and each is matched against many patterns
 _MAX_TIER_NAME = 32  # characters; upstreams choose them
-
-
-class RowFacts(msgspec.Struct, frozen=True):
-    """What decides the price of a row of the ledger. `endpoint`, `provider`: ids."""
-
-    endpoint: str
-    provider: str
-    upstream_model: str
-    started_at: datetime
-    usage: Usage
-    service_tier: str | None = None
-    team: str | None = None
 
 
 class Prices:
@@ -68,17 +53,14 @@ class Prices:
         *,
         contracts: Sequence[Contract] = (),
         currencies: Mapping[str, tuple[Exchange, ...]] | None = None,
-        endpoints: Mapping[str, Endpoint] | None = None,
     ) -> None:
         self._read = read
         self._contracts = tuple(contracts)
         self._currencies = currencies or {}
-        self._endpoints = endpoints or {}
         self._team_globs = tuple({glob for contract in contracts for glob in contract.teams})
         # By identity: hashing an endpoint costs more than all the rest of a request's pricing. Each offer stands beside
         # its own endpoint and keeps it alive, so no other can get its address.
         self._offers: dict[tuple[int, str, str | None, str | None], tuple[Offer | None, Endpoint]] = {}
-        self._stand_ins: dict[str, Endpoint] = {}
         self._listing = lru_cache(maxsize=_CACHED_MODELS)(self._find_listing)
 
     @property
@@ -114,23 +96,6 @@ class Prices:
         tiers = None if offer is None else offer.tiers_at(datetime.fromtimestamp(at, UTC))
         priced = None if tiers is None else tiers.at(input_tokens)
         return None if tiers is None or priced is None else _card(priced.rates, *tiers.bounds(input_tokens))
-
-    def rates_for_row(self, row: RowFacts) -> PricedRates | None:
-        """The rates of a row of the ledger as they are known now. Of an endpoint that is gone: those of its provider,
-        where the configuration still has that."""
-        endpoint = self._endpoints.get(row.endpoint)
-        if endpoint is None or endpoint.provider.id != row.provider:
-            endpoint = self._stand_in(row.provider)
-        if endpoint is None:
-            return None
-        return self.rates_for(
-            endpoint,
-            row.upstream_model,
-            row.started_at,
-            total_input(row.usage),
-            team=row.team,
-            service_tier=row.service_tier,
-        )
 
     def explain(
         self,
@@ -207,18 +172,6 @@ class Prices:
         seller = _seller(catalogue, base_url, provider_id, adapter, is_own_address)
         return None if seller is None else catalogue.find(seller, model)
 
-    def _stand_in(self, provider: str) -> Endpoint | None:
-        """An endpoint of the provider of which the YAML says no price."""
-        known = self._stand_ins.get(provider)
-        if known is None:
-            others = (endpoint for endpoint in self._endpoints.values() if endpoint.provider.id == provider)
-            other = next(others, None)
-            if other is None:
-                return None
-            known = msgspec.structs.replace(other, id="", region=None, rates=None, sheet=None, capacity=None)
-            self._stand_ins[provider] = known
-        return known
-
 
 class PriceBook:
     """The catalogue in force, of one process. As it stands it knows no contracts, and no currency but USD.
@@ -250,7 +203,6 @@ class PriceBook:
         return self._prices(
             contracts=configuration.contracts,
             currencies=configuration.currencies,
-            endpoints=configuration.endpoints,
         )
 
     def rates_for(
@@ -276,11 +228,10 @@ class PriceBook:
         self,
         contracts: Sequence[Contract] = (),
         currencies: Mapping[str, tuple[Exchange, ...]] | None = None,
-        endpoints: Mapping[str, Endpoint] | None = None,
     ) -> Prices:
         catalogue = self._catalogue
         read = _packaged if catalogue is None else lambda: catalogue
-        return Prices(read, contracts=contracts, currencies=currencies, endpoints=endpoints)
+        return Prices(read, contracts=contracts, currencies=currencies)
 
 
 @lru_cache(maxsize=1)

@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Engine
 
-from gateway.accounting.catalogue import read_catalogue
-from gateway.accounting.prices import PriceBook, PricedRates, total_input
+from gateway.accounting.catalogue_desk import prices_in_force
+from gateway.accounting.prices import PricedRates, total_input
 from gateway.config.model import Configuration, Endpoint
 from gateway.store.audit import Author
-from gateway.store.catalogues import in_force, read_body
 from gateway.store.corrections import (
     BATCH,
     Attempt,
@@ -184,11 +183,8 @@ def _plain(priced: PricedRates) -> Mapping[str, Any]:
 
 
 def rates_in_force(engine: Engine, configuration: Configuration) -> RatesFor:
-    """The prices of the configuration and of the catalogue that is approved in the database; where none ever was, of
-    the installed package. Raises StoreError."""
-    version = in_force(engine)
-    body = None if version is None else read_body(engine, version)
-    prices = PriceBook(None if body is None else read_catalogue(body)).under(configuration)
+    """The prices that hold now. Raises StoreError."""
+    prices = prices_in_force(engine, configuration)
 
     def rates_for(endpoint: Endpoint, attempt: Attempt) -> PricedRates | None:
         names = attempt.dimensions

@@ -12,15 +12,14 @@ import msgspec
 from msgspec.structs import replace
 from sqlalchemy import Engine
 
-from gateway.accounting.catalogue_desk import stored_catalogue
-from gateway.accounting.prices import PriceBook, Prices, total_input
+from gateway.accounting.catalogue_desk import prices_in_force
+from gateway.accounting.prices import Prices, total_input
 from gateway.config.model import Configuration, Endpoint, Match, Route
 from gateway.escape.plan import EscapePlan, Latency, Obstacle, Served, find_pairs, make_escape_plan
 from gateway.routing.explanation import read_decision
 from gateway.routing.facts import Facts
 from gateway.routing.plan import Dropped
 from gateway.routing.planner import Planner
-from gateway.store.catalogues import in_force
 from gateway.store.escapes import ServedRow, latency_of, read_served
 from gateway.types import Outlook, Usage
 
@@ -35,8 +34,7 @@ def plan_escape(
     pairs = find_pairs(configuration, source, target)
     sources = [pair.source for pair in pairs]
     found = latency_of(engine, [*sources, *(pair.target for pair in pairs)], since, until)
-    version = in_force(engine)
-    prices = PriceBook(None if version is None else stored_catalogue(engine, version)).under(configuration)
+    prices = prices_in_force(engine, configuration)
     rules = Rules(configuration, prices)
 
     def price(endpoint: Endpoint, model: str, at: datetime, usage: Usage) -> Decimal | None:

@@ -8,9 +8,8 @@ from typing import Any
 from psycopg.rows import dict_row
 
 from gateway.ledger.batch import Connection
+from gateway.ledger.record import DOUBT
 
-DOUBT = "hatchway.doubt"
-"""The tag of such a row: why the count is not believed. The row has an estimate instead."""
 COLUMNS = (
     *("started_at", "event_id", "request_id", "team", "endpoint", "provider", "upstream_model", "status"),
     *("cost_usd", "raw_usage"),

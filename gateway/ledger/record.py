@@ -39,6 +39,8 @@ MAX_LINE = MAX_RECORD + 36  # checksum, kind, number, blanks and line break
 WORKER_LOST = "worker_lost"
 DROPPED = "hatchway.dropped"
 """Tag that names what was left out of a row, so that a gap is visible in the ledger itself."""
+DOUBT = "hatchway.doubt"
+"""Tag of a row whose upstream counted what cannot be true: why it is not believed. The row has an estimate instead."""
 
 _MAX_TEXT = 1024  # characters of one text column in a record that was too long
 _ID_FIRST = b'{"event_id":"'  # how every record begins

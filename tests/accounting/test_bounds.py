@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.accounting.bounds import FRAME, MOST_MEDIA, MOST_OUTPUT, TOOLS_FRAME, Size, bound_of, size_of
+from gateway.accounting.bounds import FRAME, MOST_MEDIA, MOST_OUTPUT, TOOLS_FRAME, Size, bound_of, room_of, size_of
 from gateway.accounting.prices import cost
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
 from gateway.protocols.inbound import Inbound
@@ -110,3 +110,23 @@ def test_media_count_by_the_piece() -> None:
     found = size(messages=[{"role": "user", "content": content}])
     assert found.has_media
     assert MOST_MEDIA <= found.input < MOST_MEDIA + 1000
+
+
+@pytest.mark.parametrize(
+    ("window", "counted", "rough", "room"),
+    [
+        (None, None, 10, None),
+        (8192, None, 1000, 8192 - 1500 - FRAME),
+        (8192, 1000, 10, 8192 - 1100 - FRAME),
+        (8192, None, 9000, 1),
+    ],
+)
+def test_a_limit_that_is_sent_leaves_room_for_the_input(
+    window: int | None, counted: int | None, rough: int, room: int | None
+) -> None:
+    assert room_of(window, counted, rough) == room
+    rates = Rates(Decimal(1), Decimal(2))
+    sent = bound_of(Size(10, 1, None, has_media=False), rates, None, room)
+    assert sent.limit == (MOST_OUTPUT if room is None else min(MOST_OUTPUT, room))
+    stated = bound_of(Size(10, 1, 7000, has_media=False), rates, None, room)
+    assert stated.limit == 7000, "what the client asks for is not ours to change"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.accounting.catalogue import Catalogue, CatalogueModel, CatalogueProvider, Clause
-from gateway.accounting.prices import PriceBook, Prices, RowFacts, cost, read_record, unit_prices
-from gateway.config.model import Contract, Endpoint, Exchange
+from gateway.accounting.prices import PriceBook, Prices, cost, read_record, total_input, unit_prices
+from gateway.accounting.repricing import endpoint_of
+from gateway.config.model import Configuration, Contract, Endpoint, Exchange
 from gateway.config.sheets import ANYWHERE, Meters, PriceSheet, PriceWindow, Step, Stepped, TierWindow
 from gateway.types import BUCKETS, Rates, Usage
 from tests.configuration import make_endpoint, make_provider
@@ -41,12 +42,11 @@ def endpoint(base_url: str = HERE, **fields: Any) -> Endpoint:
     return make_endpoint(**{"provider": provider, "model": "m", **fields})
 
 
-def prices(*contracts: Contract, endpoints: tuple[Endpoint, ...] = (), **currencies: Any) -> Prices:
+def prices(*contracts: Contract, **currencies: Any) -> Prices:
     return Prices(
         lambda: CATALOGUE,
         contracts=contracts,
         currencies=currencies,
-        endpoints={endpoint.id: endpoint for endpoint in endpoints},
     )
 
 
@@ -238,11 +238,16 @@ def test_a_row_can_be_reckoned_again_from_what_it_keeps() -> None:
 
 def test_rows_are_priced_by_their_endpoint_or_else_by_their_provider() -> None:
     stated = endpoint(id="here", rates=Rates(D(3), D(12)))
-    book = prices(contract(discount=D("0.5"), teams=("payments",)), endpoints=(stated,))
+    book = prices(contract(discount=D("0.5"), teams=("payments",)))
+    known = Configuration(
+        version="v", providers={"s": stated.provider}, endpoints={"here": stated}, routes=(), policies={}
+    )
 
-    def row(**facts: Any) -> Decimal | None:
-        plain = {"endpoint": "here", "provider": "s", "upstream_model": "m", "started_at": NOON, "usage": Usage(10)}
-        found = book.rates_for_row(RowFacts(**{**plain, **facts}))
+    def row(usage: Usage | None = None, **facts: str) -> Decimal | None:
+        plain = {"endpoint": "here", "provider": "s", "model": "m", "upstream_model": "m", "region": None, **facts}
+        asked, _ = endpoint_of(plain, known)
+        wanted = {name: facts[name] for name in ("team", "service_tier") if name in facts}
+        found = None if asked is None else book.rates_for(asked, "m", NOON, total_input(usage or Usage(10)), **wanted)
         return None if found is None else found.rates.input
 
     assert (row(), row(team="payments")) == (D(3), D("1.5"))
@@ -254,8 +259,6 @@ def test_rows_are_priced_by_their_endpoint_or_else_by_their_provider() -> None:
 
 
 def test_a_replaced_catalogue_holds_for_what_is_made_afterwards() -> None:
-    from gateway.config.model import Configuration
-
     empty = Configuration(version="v", providers={}, endpoints={}, routes=(), policies={})
     book = PriceBook(CATALOGUE)
     before = book.under(empty)

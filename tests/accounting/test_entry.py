@@ -16,8 +16,7 @@ from gateway.accounting import entry as entry_module
 from gateway.accounting.entry import NOTHING, UNKNOWN, Books, Charge, Context, Entry, new_event_id
 from gateway.accounting.prices import PriceBook
 from gateway.config.model import Endpoint, LedgerSettings
-from gateway.ledger.doubts import DOUBT
-from gateway.ledger.record import read_event, read_line
+from gateway.ledger.record import DOUBT, read_event, read_line
 from gateway.ledger.spool import Spool
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
 from gateway.protocols.inbound import Inbound

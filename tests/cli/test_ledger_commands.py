@@ -15,8 +15,7 @@ from sqlalchemy import Engine, insert, text
 from typer.testing import CliRunner, Result
 
 from gateway.cli.ledger_files import app
-from gateway.ledger.doubts import DOUBT
-from gateway.ledger.record import HEADER
+from gateway.ledger.record import DOUBT, HEADER
 from gateway.ledger.spool import Spool
 from gateway.store.database import Database
 from gateway.store.tables import usage_events
