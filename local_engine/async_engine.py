@@ -9,19 +9,25 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from local_engine.config import EngineConfig
 from local_engine.errors import EngineError, GenerationError, QueueFull
-from local_engine.request import Delta, Request, SamplingParams, Stats
+from local_engine.metrics import Timings
+from local_engine.request import Delta, Request, Stats
 
 if TYPE_CHECKING:
     from local_engine.engine import Engine
+    from local_engine.text.template import Prompt
 
 logger = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "failed", "stopped"]
+STALLED_SECONDS = 60.0  # a step that takes longer is not going to end: the process is better started again
+
 Load = Callable[[Callable[[float], None]], "Engine"]  # given a progress callback, returns the loaded engine
 
 
@@ -78,6 +84,7 @@ class AsyncEngine:
         self._failed = asyncio.Event()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._step_began: float | None = None  # written by the thread
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -106,30 +113,55 @@ class AsyncEngine:
     def stats(self) -> Stats:
         return self._engine.stats if self._engine is not None else Stats()
 
-    async def encode(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Messages to prompt ids, off the event loop. Raises `RequestError`."""
-        return await asyncio.to_thread(self.engine.encode, messages)
+    @property
+    def timings(self) -> Timings:
+        return self._engine.timings if self._engine is not None else Timings()
 
-    def require_room(self) -> None:
-        """Raises `QueueFull` when every place is taken.
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the step that is running began so long ago that it will hardly end."""
+        began = self._step_began
+        return began is not None and time.monotonic() - began > STALLED_SECONDS
+
+    async def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> "Prompt":
+        """Messages to a prompt, off the event loop. Raises `RequestError`."""
+        return await asyncio.to_thread(
+            self.engine.template.encode,
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            kwargs=kwargs or {},
+        )
+
+    def require_room(self, places: int = 1) -> None:
+        """Raises `QueueFull` unless that many places are free.
 
         Open streams are counted here, before any of them reaches the thread, so the scheduler never refuses one.
         """
-        if len(self._streams) >= self.config.max_running + self.config.max_waiting:
-            raise QueueFull(len(self._streams))
+        if len(self._streams) + places > self.config.max_running + self.config.max_waiting:
+            raise QueueFull(len(self._streams), self.stats.retry_after)
 
-    def submit(
-        self, prompt: list[int], max_tokens: int, sampling: SamplingParams, stop: tuple[str, ...] = ()
-    ) -> Stream:
-        """Queues a request. Raises `QueueFull`, and `EngineError` unless ready."""
-        engine = self.engine
-        if len(prompt) + max_tokens > engine.context_length or not prompt or max_tokens < 1:
-            raise EngineError(f"{len(prompt)} + {max_tokens} tokens do not fit the context {engine.context_length}")
+    def submit(self, request: Request) -> Stream:
+        """Queues a request under an id of its own. Raises `QueueFull`, and `EngineError` unless ready."""
+        engine, size = self.engine, len(request.prompt) + request.max_tokens
+        if size > engine.context_length or not request.prompt or request.max_tokens < 0:
+            raise EngineError(
+                f"{len(request.prompt)} + {request.max_tokens} tokens do not fit the context {engine.context_length}"
+            )
         self.require_room()
-        request = Request(self._next_id, prompt, max_tokens, sampling, stop)
+        request = replace(request, id=self._next_id)
         self._next_id += 1
         stream = self._streams[request.id] = Stream(self, request.id)
-        self._commands.put(lambda engine: engine.add(request))
+        self._commands.put(lambda engine: self._add(engine, request))
         return stream
 
     def cancel(self, request_id: int) -> None:
@@ -159,7 +191,7 @@ class AsyncEngine:
             self._failed.set()
             error = GenerationError("the engine stopped")
             for request_id, stream in self._streams.items():
-                stream.put(Delta(request_id, "", 0, 0, error=error))
+                stream.put(Delta(request_id, (), 0, 0, error=error))
             self._streams.clear()
 
     def _deliver(self, deltas: list[Delta]) -> None:
@@ -171,6 +203,21 @@ class AsyncEngine:
                     del self._streams[delta.request_id]
 
     # On the thread.
+
+    def _add(self, engine: "Engine", request: Request) -> None:
+        try:
+            engine.add(request)
+        except Exception as error:  # noqa: BLE001 - what is wrong with one request must not end the thread
+            failure = GenerationError(str(error))
+            self._call(self._deliver, [Delta(request.id, (), len(request.prompt), 0, error=failure)])
+
+    def _lose(self, error: EngineError) -> None:
+        """Another process of the engine died while this one was idle. Called from any thread."""
+
+        def fail(_: "Engine") -> None:
+            raise error
+
+        self._commands.put(fail)
 
     def _report(self, share: float) -> None:
         if self._stopping.is_set():
@@ -184,9 +231,12 @@ class AsyncEngine:
     def _work(self) -> None:
         try:
             engine = self._engine = self._load(self._report)
+            engine.watch(self._lose)
             self._call(self._become, "ready")
             while self._take_commands(engine):
+                self._step_began = time.monotonic()
                 deltas = engine.step()
+                self._step_began = None
                 if deltas:
                     self._call(self._deliver, deltas)
         except _StopLoading:
@@ -196,6 +246,9 @@ class AsyncEngine:
             if not isinstance(error, EngineError):
                 logger.exception("the engine stopped")
             self._call(self._become, "failed", error)
+        finally:
+            if self._engine is not None:
+                self._engine.close()
 
     def _take_commands(self, engine: "Engine") -> bool:
         """Runs what was posted, waiting for it while there is nothing else to do; False: stop."""

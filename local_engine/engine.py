@@ -1,201 +1,323 @@
 """The engine itself: requests in, tokens and text out, one step at a time. Synchronous; single-threaded by design.
 
-`Engine.step` is the whole life of a token: schedule, run, sample, advance. `async_engine.py` drives it from a thread.
+`Engine.step` is the whole life of a token: schedule, guess, run, sample, advance. `async_engine.py` drives it from a
+thread.
 """
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from local_engine.config import EngineConfig, ModelConfig
-from local_engine.errors import GenerationError, RequestError
-from local_engine.gguf import GGUFFile
+from local_engine import workers
+from local_engine.config import EngineConfig
+from local_engine.errors import DeadlineExceeded, GenerationError, RequestError
+from local_engine.files.checkpoint import open_checkpoint
+from local_engine.generation import Generation
+from local_engine.grammar import GrammarCompiler
 from local_engine.kv_cache import BlockAllocator
-from local_engine.model import Model
-from local_engine.request import Delta, FinishReason, Request, Stats
-from local_engine.runner import Runner
-from local_engine.sampler import Sampler
-from local_engine.scheduler import Chunk, Scheduler
-from local_engine.sequence import Sequence
-from local_engine.template import ChatTemplate
-from local_engine.text import Detokeniser, StopScanner, Vocabulary
-from local_engine.weights import load_weights
+from local_engine.memory_plan import STEP_TOKENS, MemoryPlan, plan
+from local_engine.metrics import Pulse, Timings
+from local_engine.pace import Pace
+from local_engine.parallel import ProcessLost
+from local_engine.request import Delta, Request, Stats
+from local_engine.runner import Rows, Runner
+from local_engine.sampler import prompt_logprobs
+from local_engine.scheduler import Scheduler
+from local_engine.sequence import Chunk, Sequence
+from local_engine.speculation import Speculation, verify
+from local_engine.text.reply_parser import ReplyFormat, detect_format
+from local_engine.text.template import ChatTemplate
+from local_engine.text.vocabulary import Vocabulary, open_vocabulary
+
+Progress = Callable[[float], None]  # called with the share of the work done, 0 to 1
+
+_WARM_UP = (1, 2, 4, 8, 16, 64)  # tokens of the steps that are measured before the first request
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False)
-class Generation:
-    """One request while it runs: its tokens, its random numbers, its text."""
-
-    id: int
-    sequence: Sequence
-    sampler: Sampler
-    detokeniser: Detokeniser
-    stops: StopScanner
-
-    def delta(self, text: str, reason: FinishReason | None = None, error: GenerationError | None = None) -> Delta:
-        sequence = self.sequence
-        return Delta(self.id, text, sequence.prompt_tokens, sequence.completion_tokens, reason, error)
-
-
 class Engine:
-    """Model, tokenizer and scheduler of one loaded model. Not thread-safe: one thread owns it, except `encode`."""
+    """Model, tokenizer and scheduler of one loaded model. Not thread-safe: one thread owns it.
 
-    def __init__(self, model: Model, vocabulary: Vocabulary, template: ChatTemplate, config: EngineConfig) -> None:
+    What does not change after loading may be read by any thread: `vocabulary`, `template`, `reply_format`,
+    `grammars`, `context_length`, `config`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        vocabulary: Vocabulary,
+        template: ChatTemplate,
+        reply_format: ReplyFormat,
+        scheduler: Scheduler,
+        speculation: Speculation,
+        pace: Pace,
+        config: EngineConfig,
+        context_length: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.config = config
         self.vocabulary = vocabulary
         self.template = template
-        self.context_length = config.sequence_limit(model.config)
-        self.runner = Runner(model, config)
-        self.scheduler = Scheduler(
-            BlockAllocator(self.runner.num_blocks, config.block_size),
-            max_running=config.max_running,
-            max_waiting=config.max_waiting,
-            token_budget=config.token_budget,
-        )
+        self.reply_format = reply_format
+        self.grammars = GrammarCompiler(vocabulary)
+        self.context_length = context_length
+        self.runner = runner
+        self.scheduler = scheduler
+        self.speculation = speculation
+        self.pace = pace
         self.stats = Stats()
+        self.timings = Timings()
+        self._clock = clock
         self._open: dict[Sequence, Generation] = {}
 
     @classmethod
-    def load(cls, path: Path, config: EngineConfig, progress: Callable[[float], None] = lambda share: None) -> "Engine":
-        """Reads a GGUF file and runs one tiny step, so that the first request finds warm code.
+    def load(
+        cls,
+        path: Path,
+        config: EngineConfig,
+        progress: Progress = lambda share: None,
+        on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
+    ) -> "Engine":
+        """Reads a GGUF file or a folder of safetensors, and runs a few steps so that the first request finds warm code.
 
-        `progress` is called with the share of the work done. Raises `ModelFileError` and `EngineError`.
+        `on_plan` is called with what memory will be taken, before anything large is read.
+        Raises `ModelFileError` and `EngineError`.
         """
-        torch.set_num_threads(config.num_threads)  # holds for the calling thread: the one that will run the steps
-        with GGUFFile(path) as file:
-            model_config = ModelConfig.from_gguf(file)
-            limit = config.sequence_limit(model_config)
-            vocabulary = Vocabulary(file, model_config.vocab_size)
+        threads = max(1, config.num_threads // config.processes)
+        torch.set_num_threads(threads)  # holds for the calling thread: the one that will run the steps
+        with open_checkpoint(path) as checkpoint:
+            memory = plan(checkpoint, config)
+            on_plan(memory)
+            limit = config.sequence_limit(checkpoint.config)
+            vocabulary = open_vocabulary(checkpoint, checkpoint.config.vocab_size)
             # a rendering longer than this cannot fit the context, whatever its tokens
-            longest = limit * vocabulary.longest_token
-            template = ChatTemplate(file.string("tokenizer.chat_template"), vocabulary, longest)
-            model = Model(model_config, load_weights(file, model_config, progress), limit)
-        engine = cls(model, vocabulary, template, config)
-        engine.warm_up()
+            template = ChatTemplate.of(checkpoint, vocabulary, limit * vocabulary.longest_token)
+            runner = workers.load_runner(path, checkpoint, config, memory.num_blocks, progress)
+        try:
+            pace = Pace(config.step_seconds, smallest=config.max_running, largest=max(STEP_TOKENS, config.max_running))
+            engine = cls(
+                runner=runner,
+                vocabulary=vocabulary,
+                template=template,
+                reply_format=detect_format(template.source, vocabulary),
+                scheduler=Scheduler(
+                    BlockAllocator(memory.num_blocks, config.block_size, caching=config.prefix_cache),
+                    max_running=config.max_running,
+                    max_waiting=config.max_waiting,
+                ),
+                speculation=Speculation.of(config, runner, vocabulary, pace),
+                pace=pace,
+                config=config,
+                context_length=limit,
+            )
+            engine.warm_up()
+        except BaseException:
+            workers.close(runner)
+            raise
         return engine
 
     def warm_up(self) -> None:
-        """One prompt token and one decoded token, through the same path as any request, with nothing left behind."""
-        self.add(Request(id=-1, prompt=[0], max_tokens=2))
+        """Measures steps of several sizes, then runs one request the usual way; nothing is left behind."""
+        for count in _WARM_UP:
+            if count <= min(self.context_length, self.scheduler.blocks.num_blocks * self.config.block_size):
+                self._measure(count)
+        self.add(Request(id=-1, prompt=[0], max_tokens=2, ignore_end=True))
         while self.has_work:
             self.step()
         self.stats = Stats()
+        self.timings = Timings()
+        self._count()
+
+    def _measure(self, count: int) -> None:
+        """Tells the pace how long a step of `count` tokens takes. No block is in use yet, so any will do."""
+        sequence = Sequence.of([0] * count, 1)
+        sequence.block_table = [*range(-(-count // self.config.block_size))]
+        for is_cold in (True, False):
+            began = time.perf_counter()
+            self.runner.run([Chunk(sequence, 0, count)])
+            if not is_cold:
+                self.pace.record(count, time.perf_counter() - began)
+
+    def watch(self, on_lost: Callable[[ProcessLost], None]) -> None:
+        """`on_lost` is called, from another thread, when a process of the engine dies while no step runs."""
+        workers.watch(self.runner, on_lost)
+
+    def close(self) -> None:
+        """Ends what it holds outside of this thread: processes, if any, and grammars that wait to be compiled."""
+        self.grammars.close()
+        workers.close(self.runner)
 
     @property
     def has_work(self) -> bool:
         return bool(self._open)
-
-    def encode(self, messages: list[dict[str, object]]) -> list[int]:
-        """Messages to prompt ids. Safe in any thread. Raises `RequestError` when they do not fit the context."""
-        return self.template.encode(messages)
 
     def add(self, request: Request) -> None:
         """Queues a request. Raises `QueueFull`, and `RequestError` when it cannot fit the context."""
         if not request.prompt or len(request.prompt) + request.max_tokens > self.context_length:
             raise RequestError(f"{len(request.prompt)} + {request.max_tokens} tokens, context {self.context_length}")
         sequence = Sequence.of(request.prompt, request.max_tokens)
+        sequence.priority, sequence.salt = request.priority, request.salt
+        sequence.arrival, sequence.deadline = self._clock(), request.deadline
+        if sequence.deadline is None and self.config.request_timeout is not None:
+            sequence.deadline = sequence.arrival + self.config.request_timeout
+        sequence.embed, sequence.every_row = request.embed, request.prompt_logprobs is not None
+        generation = Generation.of(request, sequence, self.vocabulary, Pulse(sequence.arrival))
         self.scheduler.add(sequence)
-        self._open[sequence] = Generation(
-            id=request.id,
-            sequence=sequence,
-            sampler=Sampler(request.sampling),
-            detokeniser=Detokeniser(self.vocabulary),
-            stops=StopScanner(request.stop),
-        )
+        self._open[sequence] = generation
         self._count()
 
     def cancel(self, request_id: int) -> None:
         """Takes a request out before the next step. Unknown and finished ids are ignored."""
         for sequence, generation in list(self._open.items()):
-            if generation.id == request_id:
+            if generation.request.id == request_id:
                 self._close(sequence)
                 self.stats.cancelled += 1
                 self._count()
 
     def step(self) -> list[Delta]:
         """Runs one step; the news of each request that has some. A request that fails is closed, alone."""
-        chunks = self.scheduler.schedule()
-        deltas: list[Delta] = []
+        began = self._clock()
+        deltas = [self._expire(sequence) for sequence in self.scheduler.expire(began)]
+        decoding = self.scheduler.decoding
+        self.speculation.plan(decoding)
+        self.stats.token_budget = self.config.token_budget or self.pace.budget(len(decoding))
+        chunks = self.scheduler.schedule(began, self.stats.token_budget)
+        for chunk in chunks:
+            self._open[chunk.sequence].pulse.begin(self.timings, began)
+        self._guess(chunks)
         for chunk, result in zip(chunks, self._run(chunks), strict=True):
             if isinstance(result, GenerationError):
-                deltas.append(self._fail(chunk, result))
-                continue
-            delta = self._advance(chunk, result)
-            if delta is not None:
+                deltas.append(self._fail(chunk.sequence, result))
+            elif (delta := self._advance(chunk, result)) is not None:
                 deltas.append(delta)
-        self.stats.steps += 1
+        if chunks:
+            self.stats.steps += 1
+            self.stats.step_seconds = self._clock() - began
+            self.timings.step.observe(self.stats.step_seconds)
+            count = sum(len(chunk.tokens) for chunk in chunks)
+            self.pace.record(count, self.stats.step_seconds - self.speculation.seconds)
+            self.scheduler.step_seconds = self.pace.step_seconds
         self._count()
         return deltas
 
-    def _run(self, chunks: list[Chunk]) -> list[Tensor | None | GenerationError]:
+    def _guess(self, chunks: list[Chunk]) -> None:
+        try:
+            self.speculation.propose(chunks, {c.sequence: self._open[c.sequence].sampler for c in chunks})
+        except Exception:
+            logger.exception("guessing ahead failed; this step goes without")
+            for chunk in chunks:
+                chunk.draft = []
+
+    def _run(self, chunks: list[Chunk]) -> list[Rows | GenerationError]:
+        if not chunks:
+            return []
         try:
             return [*self.runner.run(chunks)]
+        except ProcessLost:
+            raise  # nobody's request is at fault, and none can go on
         except Exception:
             # Whose fault it was is found by running each alone; that is safe, and rare.
             logger.exception("a step of %d sequences failed; running each alone", len(chunks))
             return [self._run_alone(chunk) for chunk in chunks]
 
-    def _run_alone(self, chunk: Chunk) -> Tensor | None | GenerationError:
+    def _run_alone(self, chunk: Chunk) -> Rows | GenerationError:
         try:
             return self.runner.run([chunk])[0]
         except Exception as error:  # noqa: BLE001 - whatever a kernel raises belongs to this request only
             return GenerationError(f"the model failed on this request: {type(error).__name__}: {error}")
 
-    def _advance(self, chunk: Chunk, logits: Tensor | None) -> Delta | None:
-        """Samples if the chunk reached the newest token, and turns the token into text."""
+    def _advance(self, chunk: Chunk, rows: Rows) -> Delta | None:
+        """What a chunk's result means: prompt read, tokens sampled, text to show."""
+        generation = self._open[chunk.sequence]
         if chunk.start < chunk.sequence.prompt_tokens:
             done = min(chunk.start + chunk.count, chunk.sequence.prompt_tokens)
             self.stats.prompt_tokens += done - chunk.start
-        if logits is None:
-            self.scheduler.advance(chunk, None)
-            return None
-        generation = self._open[chunk.sequence]
         try:
-            token = generation.sampler.sample(logits)
-        except Exception as error:  # noqa: BLE001 - one request's sampling must not end the others
-            return self._fail(chunk, GenerationError(f"sampling failed: {error}"))
-        self.scheduler.advance(chunk, token)
-        self.stats.completion_tokens += 1
-        return self._news(generation, token)
+            self._keep_rows(generation, chunk, rows)
+            if not chunk.is_last:
+                self.scheduler.advance(chunk, [])
+                return None
+            if generation.request.max_tokens == 0:
+                self.scheduler.advance(chunk, [])
+                generation.end_prompt()
+            else:
+                self._sample(generation, chunk, rows)
+        except Exception as error:
+            # one request's numbers, grammar or text must not end the others
+            if not isinstance(error, (FloatingPointError, GenerationError)):
+                logger.exception("request %d failed", generation.request.id)
+            known = error if isinstance(error, GenerationError) else GenerationError(f"sampling failed: {error}")
+            return self._fail(chunk.sequence, known)
+        if generation.finish_reason is not None:
+            self.stats.finished += 1
+            self._close(chunk.sequence)
+        return generation.take_news()
 
-    def _news(self, generation: Generation, token: int) -> Delta:
-        """Text and, if this was the last token, the reason. An end-of-turn token counts but has no text."""
-        sequence = generation.sequence
-        reason: FinishReason | None = None
-        if token in self.vocabulary.end_ids:
-            reason = "stop"
-        elif sequence.completion_tokens >= sequence.max_tokens:
-            reason = "length"
-        text = generation.stops.add(generation.detokeniser.add(token))
-        if reason and not generation.stops.stopped:
-            text += generation.stops.add(generation.detokeniser.finish())
-        if generation.stops.stopped:
-            reason = "stop"
-        if reason:
-            text += generation.stops.finish()
-            self._close(sequence)
-        return generation.delta(text, reason)
+    def _sample(self, generation: Generation, chunk: Chunk, rows: Rows) -> None:
+        assert rows.logits is not None  # a last chunk's rows were asked for
+        logits = rows.logits[-1 - len(chunk.draft) :]
+        mask = None if generation.matcher is None else generation.mask
+        sampled = verify(chunk, logits, generation.sampler, mask, generation.add)
+        self.stats.draft_tokens += len(chunk.draft)
+        self.stats.accepted_tokens += len(sampled) - 1
+        self.stats.completion_tokens += len(sampled)
+        self.scheduler.advance(chunk, [one.token for one in sampled])
+        generation.pulse.tokens(self.timings, self._clock(), len(sampled))
+        generation.keep_logprobs(one.logprobs for one in sampled)
 
-    def _fail(self, chunk: Chunk, error: GenerationError) -> Delta:
-        generation = self._open[chunk.sequence]
-        logger.error("request %d failed: %s", generation.id, error)
-        self._close(chunk.sequence)
+    def _keep_rows(self, generation: Generation, chunk: Chunk, rows: Rows) -> None:
+        """What a request wants to know about its prompt, beside the next token."""
+        sequence = chunk.sequence
+        inside = max(0, min(chunk.count, sequence.prompt_tokens - chunk.start))  # positions of the prompt
+        if sequence.embed and rows.hidden is not None:
+            if not rows.hidden.isfinite().all():
+                raise FloatingPointError("the model produced hidden states that are not finite")
+            generation.keep_hidden(chunk.start, rows.hidden[:inside])
+        top = generation.request.prompt_logprobs
+        if top is not None and inside and rows.logits is not None:
+            following = sequence.tokens[chunk.start + 1 : min(chunk.start + inside + 1, sequence.prompt_tokens)]
+            found = prompt_logprobs(rows.logits[: len(following)], following, top)
+            generation.keep_prompt_logprobs(chunk.start, found)
+
+    def _expire(self, sequence: Sequence) -> Delta:
+        self.stats.expired += 1
+        generation = self._open[sequence]
+        waited = self._clock() - sequence.arrival
+        error = DeadlineExceeded(
+            f"the deadline passed after {waited:.1f} s, with {generation.count} tokens generated\n"
+            "hint: allow more time, or ask for fewer tokens"
+        )
+        delta = generation.take_news(error)
+        self._close(sequence)
+        assert delta is not None  # an error is always news
+        return delta
+
+    def _fail(self, sequence: Sequence, error: GenerationError) -> Delta:
+        generation = self._open[sequence]
+        logger.error("request %d failed: %s", generation.request.id, error)
+        self._close(sequence, discard=True)
         self.stats.failed += 1
-        return generation.delta("", error=error)
+        delta = generation.take_news(error)
+        assert delta is not None  # an error is always news
+        return delta
 
-    def _close(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
+    def _close(self, sequence: Sequence, *, discard: bool = False) -> None:
+        """`discard`: what the sequence left in the KV cache must not be found by another."""
+        self.scheduler.finish(sequence, discard=discard)
+        self.speculation.forget(sequence)
         del self._open[sequence]
 
     def _count(self) -> None:
-        self.stats.running = len(self.scheduler.running)
-        self.stats.waiting = len(self.scheduler.waiting)
-        self.stats.preempted = self.scheduler.num_preempted
-        self.stats.blocks_used = self.scheduler.blocks.num_blocks - self.scheduler.blocks.num_free
-        self.stats.blocks = self.scheduler.blocks.num_blocks
+        stats, blocks = self.stats, self.scheduler.blocks
+        stats.running = len(self.scheduler.running)
+        stats.waiting = len(self.scheduler.waiting)
+        stats.retry_after = self.scheduler.retry_after
+        stats.preempted = self.scheduler.num_preempted
+        stats.blocks = blocks.num_blocks
+        stats.blocks_used = blocks.num_blocks - blocks.num_free
+        stats.blocks_cached = blocks.num_cached
+        stats.cached_tokens = blocks.hit_tokens

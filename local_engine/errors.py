@@ -1,10 +1,11 @@
 """What can go wrong in the engine.
 
 EngineError
-├── ModelFileError    the model file cannot be read, or holds something this engine cannot run
-├── RequestError      the caller's request cannot be served as it is (maps to one HTTP status)
-│   └── QueueFull     too many requests are open already; try again after `retry_after` seconds
-└── GenerationError   one accepted request failed while it ran; the others go on
+├── ModelFileError        the model file cannot be read, or holds something this engine cannot run
+├── RequestError          the caller's request cannot be served as it is (maps to one HTTP status)
+│   └── QueueFull         too many requests are open already; try again after `retry_after` seconds
+└── GenerationError       one accepted request failed while it ran; the others go on
+    └── DeadlineExceeded  its time was up before its answer was complete
 """
 
 
@@ -56,4 +57,14 @@ class QueueFull(RequestError):
 
 
 class GenerationError(EngineError):
-    """One running request failed; its text so far is not an answer."""
+    """One running request failed; its text so far is not an answer. `code` is the machine-readable reason."""
+
+    code = "generation_failed"
+    status = 500
+
+
+class DeadlineExceeded(GenerationError):
+    """The time that the caller gave was up."""
+
+    code = "deadline_exceeded"
+    status = 504

@@ -1,95 +1,158 @@
-"""A llama-family decoder over packed tokens.
+"""One decoder for every architecture of `ModelConfig`, over packed tokens.
 
 The tokens of all sequences of a step lie one after another in one matrix, so each projection runs once for the whole
 batch, whatever mix of prompts and single decoded tokens it holds. Only attention goes sequence by sequence, each over
 its own keys and values. Logits are computed for the rows that will be sampled, not for every token of a prompt.
 
-Dim letters: T packed tokens, S sequences sampled, D model width, H query heads, K key/value heads, d head width,
-F feed-forward width, V vocabulary.
+Dim letters: T packed tokens, R rows of logits, D model width, H query heads, K key/value heads, d head width,
+V vocabulary. H and K are this process's share where several run one model together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from kernels.reference import attention, rms_norm, rope, rope_table, swiglu
-from local_engine.config import ModelConfig
-from local_engine.weights import LayerWeights, Weights
-
-
-class KVMemory:
-    """Keys and values of every block, one tensor for each layer.
-
-    [2K, blocks, block_size * d]: heads outermost, so that gathering a sequence's blocks gives contiguous
-    [2K, L, d] in one operation. Keys are heads 0 .. K-1, values K .. 2K-1.
-    """
-
-    def __init__(self, config: ModelConfig, num_blocks: int, block_size: int) -> None:
-        self.head_dim = config.head_dim
-        self.num_kv_heads = config.num_kv_heads
-        shape = (2 * config.num_kv_heads, num_blocks, block_size * config.head_dim)
-        # `empty`: pages that no sequence has reached yet cost no memory, and a position is read only after its write
-        self.layers = [torch.empty(shape) for _ in range(config.num_layers)]
-
-    def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
-        """slots [T] (block * block_size + offset), keys_values [T, 2K, d]."""
-        memory = self.layers[layer]
-        memory.view(len(memory), -1, self.head_dim).index_copy_(1, slots, keys_values.transpose(0, 1))
-
-    def read(self, layer: int, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """The first `length` positions of a block table [n] -> keys and values, [K, length, d] each."""
-        memory = self.layers[layer]
-        gathered = memory.index_select(1, blocks).view(len(memory), -1, self.head_dim)[:, :length]
-        return gathered[: self.num_kv_heads], gathered[self.num_kv_heads :]
+from kernels.dispatch import REFERENCE, Backend
+from kernels.packed import Matrix
+from kernels.reference import rope_table
+from local_engine.batch import Batch
+from local_engine.kv_memory import ONE_PROCESS, KVMemory
+from local_engine.model_config import ModelConfig
+from local_engine.moe import mixture
+from local_engine.parallel import Group, Shard
+from local_engine.weights import DenseWeights, ExpertWeights, LayerWeights, Weights
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """The rows start .. end of the packed tokens belong to one sequence, whose cache then holds `length` positions."""
-
-    start: int
-    end: int
-    length: int
-    blocks: Tensor  # [n] the sequence's block table
+class Output:
+    logits: Tensor  # [R, V] of `Batch.logit_rows`
+    hidden: Tensor  # [rows, D] of `Batch.hidden_rows`, after the final norm
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    tokens: Tensor  # [T]
-    positions: Tensor  # [T] position of each token in its own sequence
-    slots: Tensor  # [T] where its key and value go
-    spans: list[Span]
-    sampled_rows: Tensor  # [S]
+class _Step:
+    """What every layer of one step shares."""
+
+    batch: Batch
+    memory: KVMemory
+    slots: Tensor  # [T]
+    tables: list[Tensor]  # of each sequence, [its blocks]
+    cos: Tensor  # [T, d/2]
+    sin: Tensor  # [T, d/2]
 
 
 class Model:
-    def __init__(self, config: ModelConfig, weights: Weights, max_length: int) -> None:
+    """Weights and the arithmetic over them; keeps no state between steps.
+
+    `max_length` is the number of positions that it can turn. `group` adds up the shares of a model that runs in
+    several processes; each of them calls `forward` with the same batch.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        max_length: int,
+        backend: Backend = REFERENCE,
+        shard: Shard = ONE_PROCESS,
+        group: Group | None = None,
+    ) -> None:
         self.config = config
-        self.weights = weights
-        self.cos, self.sin = rope_table(max_length, weights.inverse_frequencies)  # [max_length, d/2] each
+        self.backend = backend
+        self.shard = shard
+        self.group = group
+        self.weights = _prepared(weights, backend)
+        self.device = weights.final_norm.device
+        self.max_length = max_length
+        self.num_heads = len(shard.part(config.num_heads, "attention heads"))
+        self.num_kv_heads = len(shard.kv_part(config.num_kv_heads))
+        self.cos, self.sin = rope_table(max_length, weights.inverse_frequencies, weights.rope_factor)  # [max, d/2] each
 
-    def forward(self, batch: Batch, memory: KVMemory) -> Tensor:
-        """Writes the batch's keys and values and returns logits [S, V]."""
-        eps = self.config.norm_eps
-        cos, sin = self.cos[batch.positions], self.sin[batch.positions]  # [T, d/2]
-        x = self.weights.embedding[batch.tokens]  # [T, D]
+    def forward(self, batch: Batch, memory: KVMemory) -> Output:
+        """Writes the batch's keys and values into `memory`; the same batch again writes the same ones."""
+        positions = self._indices(batch.positions)
+        step = _Step(
+            batch=batch,
+            memory=memory,
+            slots=self._indices(batch.slots),
+            tables=[self._indices(table) for table in batch.tables],
+            cos=self.cos[positions],
+            sin=self.sin[positions],
+        )
+        x = self.backend.embed(self.weights.embedding, self._indices(batch.tokens))  # [T, D]
         for index, layer in enumerate(self.weights.layers):
-            x = x + self._attend(index, layer, rms_norm(x, layer.attention_norm, eps), batch, memory, cos, sin)
-            x = x + linear(swiglu(linear(rms_norm(x, layer.ffn_norm, eps), layer.gate_up)), layer.ffn_down)
-        return linear(rms_norm(x[batch.sampled_rows], self.weights.final_norm, eps), self.weights.lm_head)
+            x = x + self._attend(index, layer, self._norm(x, layer.attention_norm), step)
+            x = x + self._feed_forward(layer, self._norm(x, layer.ffn_norm))
+        logits = self._logits(self._final(x, batch.logit_rows))
+        return Output(logits=logits, hidden=self._final(x, batch.hidden_rows))
 
-    def _attend(
-        self, index: int, layer: LayerWeights, x: Tensor, batch: Batch, memory: KVMemory, cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
-        qkv = linear(x, layer.qkv).view(len(x), heads + 2 * kv_heads, self.config.head_dim)  # [T, H + 2K, d]
-        turned = rope(qkv[:, : heads + kv_heads], cos, sin)  # queries and keys turn alike
-        query = turned[:, :heads]
-        memory.write(index, batch.slots, torch.cat((turned[:, heads:], qkv[:, heads + kv_heads :]), dim=1))
-        mixed = [
-            attention(query[span.start : span.end], *memory.read(index, span.blocks, span.length))
-            for span in batch.spans
-        ]  # [rows of the span, H, d] each
-        return linear(torch.cat(mixed).view(len(x), -1), layer.attention_out)  # [T, D]
+    def _attend(self, index: int, layer: LayerWeights, x: Tensor, step: _Step) -> Tensor:
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        qkv = self.backend.linear(x, layer.qkv, layer.qkv_bias)
+        qkv = qkv.view(len(x), heads + 2 * kv_heads, self.config.head_dim)  # [T, H + 2K, d]
+        turning, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]  # queries and keys turn alike
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query = self._norm(turning[:, :heads], layer.query_norm)
+            turning = torch.cat((query, self._norm(turning[:, heads:], layer.key_norm)), dim=1)
+        if self.config.turns(index):
+            turning = self.backend.rope(turning, step.cos, step.sin)
+        memory = step.memory
+        memory.write(index, step.slots, torch.cat((turning[:, heads:], value), dim=1))
+        mixed = self.backend.paged_attention(
+            turning[:, :heads],
+            memory.layers[index],
+            memory.scales[index],
+            step.batch.starts,
+            step.batch.lengths,
+            step.tables,
+            self.config.window(index),
+        )  # [T, H, d]
+        return self._sum(self.backend.linear(mixed.flatten(1), layer.attention_out, layer.attention_out_bias))
+
+    def _feed_forward(self, layer: LayerWeights, x: Tensor) -> Tensor:
+        ffn = layer.ffn
+        if isinstance(ffn, DenseWeights):
+            inner = self.backend.swiglu(self.backend.linear(x, ffn.gate_up, ffn.gate_up_bias))
+            return self._sum(self.backend.linear(inner, ffn.down, ffn.down_bias))
+        assert self.config.experts is not None, "weights of experts for a model without"
+        return self._sum(mixture(x, ffn, self.config.experts, self.backend))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self.backend.linear(x, self.weights.lm_head, None)
+        if self.group is not None and logits.shape[1] < self.config.vocab_size:
+            return self.group.gather(logits)
+        return logits
+
+    def _final(self, x: Tensor, rows: list[int]) -> Tensor:
+        return self._norm(x[self._indices(rows)], self.weights.final_norm)  # [rows, D]
+
+    def _indices(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.backend.rms_norm(x, weight, self.config.norm_eps)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return x if self.group is None else self.group.sum(x)
+
+
+def _prepared(weights: Weights, backend: Backend) -> Weights:
+    """The same weights with each matrix as the backend wants it; a matrix in two places stays one."""
+    seen: dict[int, Matrix] = {}
+
+    def prepare(matrix: Matrix) -> Matrix:
+        if id(matrix) not in seen:
+            seen[id(matrix)] = backend.prepare(matrix)
+        return seen[id(matrix)]
+
+    def ffn(old: DenseWeights | ExpertWeights) -> DenseWeights | ExpertWeights:
+        if isinstance(old, DenseWeights):
+            return replace(old, gate_up=prepare(old.gate_up), down=prepare(old.down))
+        return replace(old, gate_up=tuple(map(prepare, old.gate_up)), down=tuple(map(prepare, old.down)))
+
+    layers = tuple(
+        replace(layer, qkv=prepare(layer.qkv), attention_out=prepare(layer.attention_out), ffn=ffn(layer.ffn))
+        for layer in weights.layers
+    )
+    return replace(weights, embedding=prepare(weights.embedding), lm_head=prepare(weights.lm_head), layers=layers)

@@ -1,85 +1,229 @@
-"""From logits to one token id, with a request's own parameters and its own random numbers.
+"""From logits to one token id, by a request's own parameters and its own random numbers.
 
-Order: bias, penalties, then (temperature 0) the largest logit, or temperature, min-p, top-k, top-p, one draw. Each
-request draws from a generator of its own, one number for each token, by inverting the cumulative distribution in id
-order. So a seeded request gives the same tokens whatever else runs beside it, and rounding differences between batch
-sizes can matter only when the number falls within that rounding of a boundary.
+Order: bias, penalties, mask, then (temperature 0) the largest logit, or temperature, min-p, top-k, top-p and the
+largest of logit / temperature + Gumbel noise, which is a draw from what is left. The noise belongs to (seed, choice,
+position, token id), so a token is a function of its logits, the parameters and the tokens before it, and of nothing
+else: not of the batch, not of how the engine came to these logits. Speculation rests on that. Rounding of the logits
+can matter only where the two largest sums are that close. Among equals the smallest id wins.
 """
 
+from __future__ import annotations
+
 import math
+import secrets
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from local_engine.request import MIN_TEMPERATURE, SamplingParams
+from local_engine import noise
+from local_engine.errors import GenerationError, RequestError
+from local_engine.request import MIN_TEMPERATURE, SamplingParams, TokenLogprobs
 
-FIRST_LOOK = 1024  # candidates that usually cover top-p; sorting the whole vocabulary costs far more
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Row = npt.NDArray[np.float32]  # [V]
+Rows = npt.NDArray[np.float32]  # [n, V]
+Ids = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]  # [V] true: allowed
+
+LARGEST = float(np.finfo(np.float32).max)
+FEW = 1024  # ids whose noise costs less than finding out which of it is needed
+NEAR = 6.0  # nats under the likeliest token; what is further needs so much noise that its bits alone tell
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    token: int
+    logprobs: TokenLogprobs | None = None
 
 
 class Sampler:
-    """One request's sampling state: its random generator, and what it has generated so far."""
+    """One request's sampling: its parameters, the key of its noise, and how often it has had which token.
 
-    def __init__(self, params: SamplingParams) -> None:
+    `end_ids` are not sampled before `min_tokens` tokens, unless the mask allows nothing else. Raises `RequestError`
+    when `logit_bias` names a token that is not in the vocabulary.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        vocab_size: int,
+        *,
+        end_ids: Collection[int] = (),
+        min_tokens: int = 0,
+    ) -> None:
+        for token in params.logit_bias:
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"`logit_bias` names token {token}, the vocabulary has {vocab_size} tokens", param="logit_bias"
+                )
         self.params = params
-        self.counts: dict[int, int] = {}  # generated tokens only: the prompt is not penalised
-        self.generator = torch.Generator()
-        if params.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(params.seed)
+        self.vocab_size = vocab_size
+        self.key = noise.key(secrets.randbits(64) if params.seed is None else params.seed, params.choice)
+        self.counts: Counter[int] = Counter()  # of the generated tokens
+        self.num_generated = 0
+        self._bias = _columns(params.logit_bias)
+        self._prompt = set(prompt) if params.repetition_penalty != 1 else set()
+        self._ends = _ids(sorted(token for token in end_ids if 0 <= token < vocab_size))
+        self._min_tokens = min_tokens
 
-    def sample(self, logits: Tensor) -> int:
-        """logits [V] -> token id. Raises `FloatingPointError` when they are not finite."""
-        logits = self._adjust(logits)
+    def sample(self, logits: Tensor | Row, position: int, mask: Mask | None = None) -> Sampled:
+        """The token at `position` (its index among the sequence's tokens). Records nothing: `accept` does.
+
+        logits [V] fp32 (further entries belong to no token and are left out), mask [V]. Raises `FloatingPointError`
+        when the logits are not finite and `GenerationError` when the mask allows nothing.
+        """
+        row = self._row(logits)
+        token = self._choose(row, position, (), mask)
+        if self.params.logprobs is None:
+            return Sampled(token)
+        return Sampled(token, _logprobs(row, token, self.params.logprobs))
+
+    def guess(self, logits: Tensor | Row, position: int, ahead: Sequence[int], mask: Mask | None = None) -> int:
+        """What `sample` would say if the tokens `ahead` had been accepted; for the guesses of a draft model."""
+        return self._choose(self._row(logits), position, ahead, mask)
+
+    def accept(self, token: int) -> None:
+        """Records that the answer goes on with `token`."""
+        self.counts[token] += 1
+        self.num_generated += 1
+
+    def _row(self, logits: Tensor | Row) -> Row:
+        row: Row = np.asarray(logits)[: self.vocab_size]
         # numpy: one pass on this thread, where torch would wake the others for more than the work takes
-        token = int(logits.numpy().argmax())  # of the first NaN, if there is one
-        if not math.isfinite(logits[token]):
+        if not (math.isfinite(row.max()) and math.isfinite(row.min())):
             raise FloatingPointError("the model produced logits that are not finite")
-        if self.params.temperature >= MIN_TEMPERATURE:
-            token = self._draw(logits)
-        self.counts[token] = self.counts.get(token, 0) + 1
-        return token
+        return row
 
-    def _adjust(self, logits: Tensor) -> Tensor:
-        p = self.params
-        changes = dict(p.logit_bias)
-        if p.presence_penalty or p.frequency_penalty:
-            for token, count in self.counts.items():
-                changes[token] = changes.get(token, 0.0) - p.presence_penalty - p.frequency_penalty * count
-        if not changes:
-            return logits
-        logits = logits.clone()
-        logits[list(changes)] += torch.tensor(list(changes.values()))
-        return logits
+    def _choose(self, row: Row, position: int, ahead: Sequence[int], mask: Mask | None) -> int:
+        row = self._masked(self._adjusted(row, ahead), len(ahead), mask)
+        likeliest = int(row.argmax())
+        if self.params.temperature < MIN_TEMPERATURE:
+            return likeliest
+        ids = self._candidates(row, likeliest)
+        start = noise.start(self.key, position)
+        if ids is None:
+            ids = np.arange(len(row)) if len(row) <= FEW else self._contenders(row, likeliest, start)
+        scores = (row[ids].astype(np.float64) - float(row[likeliest])) / self.params.temperature
+        scores += noise.gumbel_of(noise.bits(start, ids))
+        return int(ids[scores.argmax()])
 
-    def _draw(self, logits: Tensor) -> int:
+    def _contenders(self, row: Row, likeliest: int, start: int) -> Ids:
+        """The ids among which the largest sum must be, ascending.
+
+        Those NEAR the likeliest, and of the others, which need that much more noise than it has, those that have it.
+        """
+        own = float(noise.gumbel_of(noise.bits(start, np.array([likeliest])))[0])
+        near = np.flatnonzero(row >= self._cut(row[likeliest], -NEAR))
+        return np.union1d(near, noise.reaching(own + NEAR - 1e-3, start, len(row)))
+
+    def _adjusted(self, row: Row, ahead: Sequence[int]) -> Row:
+        """Bias, then repetition over prompt and answer, then presence and frequency over the answer."""
         p = self.params
-        # The largest logit becomes 0 before the division, so that a tiny temperature cannot overflow.
-        logits = (logits - logits.max()) / p.temperature
+        ids, values = self._bias
+        if len(ids):
+            row = row.copy()
+            row[ids] += values
+        if p.repetition_penalty == 1 and not p.presence_penalty and not p.frequency_penalty:
+            return row
+        counts = self.counts + Counter(ahead) if ahead else self.counts
+        row = row.copy()
+        if p.repetition_penalty != 1:
+            seen = _ids(self._prompt.union(counts))
+            old = row[seen].astype(np.float64)
+            new = np.where(old > 0, old / p.repetition_penalty, old * p.repetition_penalty)
+            row[seen] = new.clip(-LARGEST, LARGEST)
+        ids, times = _columns(counts)
+        row[ids] -= p.presence_penalty + p.frequency_penalty * times
+        return row
+
+    def _masked(self, row: Row, num_ahead: int, mask: Mask | None) -> Row:
+        """`row`, or a copy of it with minus infinity for what may not be sampled."""
+        if mask is not None:
+            row = np.where(mask[: self.vocab_size], row, np.float32(-np.inf))
+            if row.max() == -np.inf:
+                raise GenerationError("the grammar allows no token at this point")
+        if len(self._ends) and self.num_generated + num_ahead < self._min_tokens:
+            without = row.copy()
+            without[self._ends] = -np.inf
+            if without.max() > -np.inf:
+                return without
+        return row
+
+    def _candidates(self, row: Row, likeliest: int) -> Ids | None:
+        """The ids that min-p, top-k and top-p leave, ascending; None: all of them."""
+        p = self.params
+        ids: Ids | None = None
         if p.min_p:
-            logits = logits.masked_fill(logits.exp() < p.min_p, float("-inf"))
-        ids = None
-        if p.top_k:
-            logits, ids = logits.topk(min(p.top_k, len(logits)))
+            ids = np.flatnonzero(row >= self._cut(row[likeliest], math.log(p.min_p)))
+        if 0 < p.top_k < (len(row) if ids is None else len(ids)):
+            ids = _largest(row, p.top_k) if ids is None else ids[_largest(row[ids], p.top_k)]
         if p.top_p < 1:
-            logits, ids = self._nucleus(logits, ids)
-        if ids is not None:
-            ids, order = ids.sort()
-            logits = logits[order]
-        cumulative = logits.double().softmax(0).cumsum(0)
-        point = torch.rand(1, dtype=torch.float64, generator=self.generator) * cumulative[-1]
-        # `right`: the first entry whose cumulative probability exceeds the point, so never one of probability 0
-        index = min(int(torch.searchsorted(cumulative, point, right=True)), len(cumulative) - 1)
-        return index if ids is None else int(ids[index])
+            kept = self._nucleus(row if ids is None else row[ids], row[likeliest])
+            ids = kept if ids is None else ids[kept]
+        return None if ids is None else np.sort(ids)
 
-    def _nucleus(self, logits: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The fewest likeliest candidates whose probabilities reach top_p; at least one. -> logits [n], ids [n]."""
-        total = logits.exp().sum()
-        for size in (FIRST_LOOK, len(logits)):
-            largest, places = logits.topk(min(size, len(logits)))
-            cumulative = (largest.exp() / total).cumsum(0)
-            if cumulative[-1] >= self.params.top_p:
-                break
-        count = min(int(torch.searchsorted(cumulative, self.params.top_p)) + 1, len(largest))
-        places = places[:count]
-        return largest[:count], places if ids is None else ids[places]
+    def _nucleus(self, logits: Row, largest: np.float32) -> Ids:
+        """Places of the fewest likeliest candidates whose probabilities reach top-p; at least one. In no order."""
+        with np.errstate(over="ignore"):  # a difference of the largest numbers: minus infinity, whose share is 0
+            shares = np.exp((logits - largest) / np.float32(self.params.temperature))
+        total = float(shares.sum(dtype=np.float64))
+        # What is in the nucleus has more than 1 - top_p of the mass at and below it, so at least an even part of that.
+        bound = 0.99 * (1 - self.params.top_p) * total / len(shares)
+        falling = np.sort(shares[shares >= np.float32(bound)])[::-1]  # of values: several times faster than of places
+        count = int(np.searchsorted(falling.cumsum(dtype=np.float64), self.params.top_p * total)) + 1
+        least = falling[min(count, len(falling)) - 1]
+        above = np.flatnonzero(shares > least)
+        return np.concatenate((above, np.flatnonzero(shares == least)[: count - len(above)]))
+
+    def _cut(self, largest: np.float32, nats: float) -> np.float32:
+        """The logit that lies `nats` (negative) under the largest one after temperature; rounded down."""
+        cut = np.float32(max(float(largest) + nats * self.params.temperature, -LARGEST))
+        return cut if nats == 0 else np.nextafter(cut, np.float32(-np.inf))
+
+
+def prompt_logprobs(
+    logits: Tensor | npt.NDArray[np.float32], next_tokens: Sequence[int], n: int
+) -> list[TokenLogprobs]:
+    """logits [T, V] of prompt positions, and the prompt's token behind each -> that token's, and the n likeliest.
+
+    Raises `FloatingPointError` when the logits are not finite.
+    """
+    rows: Rows = np.asarray(logits)
+    if not np.isfinite(rows).all():
+        raise FloatingPointError("the model produced logits that are not finite")
+    return [_logprobs(row, token, n) for row, token in zip(rows, next_tokens, strict=True)]
+
+
+def _logprobs(row: Row, token: int, n: int) -> TokenLogprobs:
+    largest = float(row.max())
+    total = largest + math.log(np.exp(row - np.float32(largest)).sum(dtype=np.float64))
+    top = tuple((int(i), float(row[i]) - total) for i in _largest(row, n)) if n else ()
+    return TokenLogprobs(token, float(row[token]) - total, top)
+
+
+def _largest(row: Row, count: int) -> Ids:
+    """Places of the `count` largest, largest first; among equals the smallest place first."""
+    width = len(row) // max(4 * count, 256)
+    if width > 1:
+        # Each of `count` stretches has an entry of at least the bound: what is under it cannot be among the largest.
+        maxima = row[: len(row) // width * width].reshape(-1, width).max(1)
+        bound = np.partition(maxima, len(maxima) - count)[len(maxima) - count]
+        places = np.flatnonzero(row >= bound)
+    else:
+        places = np.arange(len(row))
+    return places[np.argsort(-row[places], kind="stable")[:count]]
+
+
+def _ids(tokens: Iterable[int]) -> Ids:
+    return np.fromiter(tokens, np.intp)
+
+
+def _columns(table: dict[int, float] | Counter[int]) -> tuple[Ids, npt.NDArray[np.float64]]:
+    return np.fromiter(table, np.intp, len(table)), np.fromiter(table.values(), np.float64, len(table))

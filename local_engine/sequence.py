@@ -1,4 +1,4 @@
-"""One request's tokens inside the engine. No torch."""
+"""One request's tokens inside the engine, and what one step does with them. No torch."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,8 +21,21 @@ class Sequence:
     prompt_tokens: int
     tokens: list[int]  # the prompt, then what was generated
     max_tokens: int
+    priority: int = 0  # lower goes first
+    arrival: float = 0.0  # seconds, on the clock that `Scheduler.schedule` is given
+    deadline: float | None = None  # likewise
+    salt: bytes = b""  # prefixes are shared between sequences of the same salt only
+    every_row: bool = False  # logits of every prompt position are wanted (so the prefix cache is not read)
+    embed: bool = False  # hidden states are wanted and no logits (so the prefix cache is not read)
+    draft_limit: int = 0  # tokens that speculation would propose in the next step, set before each
     num_computed: int = 0
+    num_cached: int = 0  # prompt positions that the prefix cache gave on first admission
+    num_preempted: int = 0  # how often it gave its blocks back
     block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # chain hashes of full blocks of `tokens`, from the first
+    num_found: int = 0  # blocks of the table that the prefix cache gave on the last admission
+    num_deferred: int = 0  # steps in which it waited for another's prefix instead of computing it too
+    ticket: int = 0  # order of `Scheduler.add`: breaks ties
     status: Status = Status.WAITING
 
     @classmethod
@@ -37,3 +50,46 @@ class Sequence:
     @property
     def completion_tokens(self) -> int:
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def longest(self) -> int:
+        """Positions it may come to take."""
+        return self.prompt_tokens + self.max_tokens
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether a cached prefix will do in place of computing it."""
+        return not (self.every_row or self.embed)
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """`count` known tokens of `sequence`, from position `start`, in one step; and behind them guesses.
+
+    `draft_room` is how many guesses the step's budget and the sequence's blocks have room for; a proposer may fill
+    `draft` with at most that many.
+    """
+
+    sequence: Sequence
+    start: int
+    count: int
+    draft_room: int = 0
+    draft: list[int] = field(default_factory=list)
+
+    @property
+    def is_last(self) -> bool:
+        """True when the chunk reaches the newest token: its last logits give the next one."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.sequence.tokens[self.start : self.start + self.count] + self.draft
+
+    @property
+    def num_rows(self) -> int:
+        """How many of the chunk's last positions need logits."""
+        if self.sequence.embed:
+            return 0
+        if self.sequence.every_row and self.start < self.sequence.prompt_tokens:
+            return self.count + len(self.draft)
+        return 1 + len(self.draft) if self.is_last else 0

@@ -39,7 +39,8 @@ class EndpointAdapter:
 
     `speaks`: in the order of preference. `paths`: where a wire's path is not the usual one; `{model}` is replaced.
     `counts_tokens`: as in its row. `takes_wishes`: the client's routing wishes go to this upstream, too: the field
-    `provider` and the suffix of the model. No other upstream sees them.
+    `provider` and the suffix of the model. No other upstream sees them. `tells_tenant`: the upstream hears which team
+    asks, and keeps teams apart in its prefix cache.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class EndpointAdapter:
         paths: Mapping[WireName, str] | None = None,
         counts_tokens: bool = False,
         takes_wishes: bool = False,
+        tells_tenant: bool = False,
         signer: Signer | None = None,
     ) -> None:
         self.capabilities = capabilities
@@ -66,6 +68,7 @@ class EndpointAdapter:
         self._counts_tokens = counts_tokens
         self._model = upstream_model
         self._takes_wishes = takes_wishes
+        self._tells_tenant = tells_tenant
         self._dialect = dialect
         self._without_wishes = replace(dialect, unsupported=(*dialect.unsupported, WISHES))
         self._conversations = [WIRES[name] for name in speaks if name in CONVERSATION_WIRES]
@@ -176,6 +179,8 @@ class EndpointAdapter:
         request = template.with_body(body)
         if inbound.forwarded and inbound.protocol.wire in self.speaks:
             request.headers += header_block(inbound.forwarded)
+        if self._tells_tenant and inbound.tenant:
+            request.headers += header_block([(b"x-hatchway-tenant", quote(inbound.tenant).encode())])
         return request
 
 

@@ -37,6 +37,7 @@ def build_adapter(endpoint: Endpoint, run_dir: Path, user_agent: str) -> Adapter
         paths=provider.row.paths,
         counts_tokens=provider.row.counts_tokens,
         takes_wishes=endpoint.takes_wishes,
+        tells_tenant=provider.adapter == LOCAL,
         signer=_signer(provider),
     )
 

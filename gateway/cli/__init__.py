@@ -8,6 +8,7 @@ import typer
 
 from gateway.cli import (
     audit,
+    bench,
     budgets,
     corrections,
     directory,
@@ -47,7 +48,8 @@ app.command("check")(policy.check)
 app.command("explain")(policy.explain)
 app.command("report")(reports.report)
 app.command("reconcile")(reconcile.reconcile)
-app.command("engine", context_settings={"allow_extra_args": False})(engine.engine)
+app.add_typer(engine.app, name="engine")
+app.add_typer(bench.app, name="bench")
 app.command("simulate")(simulate.simulate)
 app.add_typer(versions.app, name="policy")
 app.add_typer(escape.app, name="escape")

@@ -50,10 +50,10 @@ def fetch(name: Annotated[str, typer.Argument(help="A bundled model.")] = next(i
 
 @app.command()
 def add(
-    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    file: Annotated[Path, typer.Argument(help="A GGUF file, or a folder of safetensors.")],
     name: Annotated[str, typer.Option(help="The name that configurations use.")],
 ) -> None:
-    """Copy a GGUF file into the store."""
+    """Copy a model into the store."""
     with ProgressBar(of_bytes=True) as progress:
         path = _store().add(file, name, progress)
     stderr.print(f"{name}: {path}", highlight=False)

@@ -50,6 +50,22 @@ class AwsKeys(msgspec.Struct, frozen=True):
     session_token: Secret | None = None
 
 
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the engine of a local provider runs; None, or absent among `numbers`: as the engine does by itself.
+
+    `step`: seconds a step may hold up running requests. `request_timeout`: seconds a request may take.
+    """
+
+    quant: str | None = None
+    draft: str | None = None
+    kv_type: str | None = None
+    experts: str | None = None
+    prefix_cache: bool | None = None
+    step: float | None = None
+    request_timeout: float | None = None
+    numbers: Mapping[str, int] = {}
+
+
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """Who serves, and how to reach them. `missing`: why it cannot be used (its key is not set), or None."""
 
@@ -63,6 +79,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     google: Secret | None = None  # likewise: a service account's JSON
     region: str | None = None  # AWS region, Google Cloud location
     model: str | None = None  # `local`: the model its engine loads
+    engine: EngineOptions = EngineOptions()  # `local`: how its engine runs
     ca_file: str | None = None  # PEM file of the authority that signed the upstream's certificate
     headers: Mapping[str, Secret] = {}  # sent with every request; may hold secrets
     missing: str | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.config.document import quoted
+from gateway.config.engine import compile_engine
 from gateway.config.model import AwsKeys, Provider, Secret
 from gateway.config.row_book import find_row, make_row, shipped_rows
 from gateway.config.rows import Dialect, Row
@@ -68,6 +69,10 @@ def compile_provider(id: str, section: Section, environ: Mapping[str, str], rows
     ca_file = values.text("ca_file")
     model = values.text("model")
     headers = _headers(section.section("headers", None), values)
+    engine = compile_engine(section)
+    if "engine" in section and adapter not in (None, LOCAL):
+        hint = "leave it out: the gateway starts an engine for providers of adapter `local` only"
+        section.add("engine", f"{section.name('engine')} has no meaning here", hint)
     if ca_file is not None and not Path(ca_file).is_file():
         hint = "give the path of a PEM file; a relative one starts at the working directory"
         section.add("ca_file", f"{section.name('ca_file')} does not exist", hint)
@@ -84,6 +89,7 @@ def compile_provider(id: str, section: Section, environ: Mapping[str, str], rows
         google=_google(section, google),
         region=region,
         model=model,
+        engine=engine,
         ca_file=ca_file,
         headers={**{name.lower(): Secret(value) for name, value in row.headers.items()}, **headers},
         missing=values.missing,

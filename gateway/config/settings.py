@@ -59,6 +59,11 @@ class Settings:
         return self.home / "models"
 
     @property
+    def weights_dir(self) -> Path:
+        """Quantised weights, kept by engines between starts."""
+        return self.home / "weights"
+
+    @property
     def gateway_name(self) -> str:
         """Of this gateway among those that share a database; it stays the same as long as the home folder does."""
         return self._name_file.read_text().strip()
@@ -85,7 +90,7 @@ class Settings:
         shared temp directory and is not this user's private folder.
         """
         _create(self.home, 0o711 if os.geteuid() == 0 else 0o700)
-        for folder in (self.spool_dir, self.models_dir, self.run_dir):
+        for folder in (self.spool_dir, self.models_dir, self.weights_dir, self.run_dir):
             _create(folder, 0o700)
         if self.run_dir.parent != self.home:
             _demand_private(self.run_dir)

@@ -30,12 +30,13 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Inbound(msgspec.Struct):
-    """`forwarded`: headers of the client that an upstream of the same protocol is to see."""
+    """`forwarded`: headers of the client that an upstream of the same protocol is to see. `tenant`: its team."""
 
     protocol: ClientProtocol
     view: RequestView
     body: bytes
     forwarded: tuple[tuple[bytes, bytes], ...] = ()
+    tenant: str = ""
     _request: Request | None = None
 
     @property

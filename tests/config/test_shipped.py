@@ -101,6 +101,7 @@ def test_examples_pass_and_are_not_part_of_the_default(example: Path) -> None:
 HEADINGS = {
     "top": "## Top level",
     "provider": "## `providers.ID`",
+    "engine": "### `providers.ID.engine`",
     "endpoint": "## `endpoints.ID`",
     "price": "### `price`",
     "price_above": "### `price.above`",

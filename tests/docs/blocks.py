@@ -70,7 +70,7 @@ def missing(sample: str, real: str) -> str | None:
     """
     left = iter(_shapes(real))
     for line in _shapes(sample):
-        pattern = re.compile(".*".join(map(re.escape, line.split("..."))))
+        pattern = re.compile(".*".join(re.escape(part) for part in re.split(r" ?\.\.\. ?", line)))
         if not any(pattern.fullmatch(other) for other in left):
             return line
     return None

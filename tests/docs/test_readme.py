@@ -51,10 +51,11 @@ def test_first_question_is_answered_and_priced(reader: Reader) -> None:
     assert '"content":"The capital of France is Paris."' in reader.execute(question)
     lines = json.loads(reader.gateway.run("report", "--by", "endpoint", "--format", "json").stdout)["rows"]
     (line,) = [line for line in lines if line["endpoint"] == "local"]
-    assert line["input_tokens"] >= 37
+    assert line["input_tokens"] + line["cache_read_tokens"] >= 37
     assert line["output_tokens"] >= 8
     # 0.05 USD an hour over 150 tokens read, or 15 written, in each of its 3,600 seconds; by the million.
-    rates = Decimal("0.092592592593") * line["input_tokens"] + Decimal("0.925925925926") * line["output_tokens"]
+    read = line["input_tokens"] + line["cache_read_tokens"]
+    rates = Decimal("0.092592592593") * read + Decimal("0.925925925926") * line["output_tokens"]
     assert Decimal(line["cost_usd"]) == rates / 10**6
 
 

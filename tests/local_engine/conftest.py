@@ -21,9 +21,9 @@ import pytest
 
 from local_engine.config import EngineConfig
 from local_engine.engine import Engine
-from local_engine.gguf import GGUFFile
+from local_engine.files.checkpoint import open_checkpoint
 from local_engine.request import Delta, Request, SamplingParams
-from local_engine.text import Vocabulary
+from local_engine.text.vocabulary import Vocabulary, open_vocabulary
 
 MODEL = "smollm2-135m-instruct"
 TINY_CONTROL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
@@ -39,9 +39,9 @@ def engine(model_path: Path) -> Engine:
 
 
 @pytest.fixture(scope="session")
-def vocabulary(model_path: Path) -> Iterator[Vocabulary]:
-    with GGUFFile(model_path) as file:
-        yield Vocabulary(file, 49152)
+def vocabulary(model_path: Path) -> Vocabulary:
+    with open_checkpoint(model_path) as checkpoint:
+        return open_vocabulary(checkpoint, 49152)
 
 
 @pytest.fixture(scope="session")
@@ -125,12 +125,13 @@ class Run:
         self.tokens: dict[int, list[int]] = {}
 
     def add(
-        self, request_id: int, prompt: list[int], max_tokens: int, stop: tuple[str, ...] = (), **sampling: Any
+        self, request_id: int, prompt: list[int], max_tokens: int, *, of: dict[str, Any] | None = None, **sampling: Any
     ) -> None:
-        self.engine.add(Request(request_id, prompt, max_tokens, SamplingParams(**sampling), stop))
+        """`of`: fields of the request; the rest are those of its sampling."""
+        self.engine.add(Request(prompt, max_tokens, request_id, SamplingParams(**sampling), **(of or {})))
 
     def step(self) -> None:
-        sequences = {g.id: s for s, g in self.engine._open.items()}
+        sequences = {g.request.id: s for s, g in self.engine._open.items()}
         for delta in self.engine.step():
             self.deltas.setdefault(delta.request_id, []).append(delta)
             sequence = sequences[delta.request_id]

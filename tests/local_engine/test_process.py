@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
+from local_engine.api.server import Server
 from local_engine.async_engine import AsyncEngine
 from local_engine.config import EngineConfig
 from local_engine.engine import Engine
 from local_engine.errors import EngineError, GenerationError, ModelFileError, QueueFull
-from local_engine.request import SamplingParams
-from local_engine.server import Server
+from local_engine.request import Request, SamplingParams
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 100}
 ENDLESS = {"logit_bias": {"2": -100}}  # the tiny model's end token
@@ -111,6 +111,10 @@ def wait_for(client: httpx.Client, family: socket.AddressFamily, address: Any) -
 # The engine's thread, in this process, with a fault staged in the engine it drives.
 
 
+def asking(max_tokens: int, *, endless: bool = False) -> Request:
+    return Request([5], max_tokens, sampling=SamplingParams(logit_bias={2: -100}), ignore_end=endless)
+
+
 @asynccontextmanager
 async def running(engine: Engine) -> AsyncIterator[AsyncEngine]:
     face = AsyncEngine(lambda progress: engine, engine.config)
@@ -132,10 +136,10 @@ async def collect(stream: Any) -> tuple[str, Any]:
 
 async def test_one_request_too_many_is_refused_and_a_place_comes_back(tiny: Callable[..., Engine]) -> None:
     async with running(tiny(max_running=1, max_waiting=1)) as face:
-        with face.submit([5], 50, SamplingParams()), face.submit([5], 50, SamplingParams()):
+        with face.submit(asking(50)), face.submit(asking(50)):
             with pytest.raises(QueueFull):
-                face.submit([5], 50, SamplingParams())
-        with face.submit([5], 3, SamplingParams(logit_bias={2: -100})) as stream:
+                face.submit(asking(50))
+        with face.submit(asking(3, endless=True)) as stream:
             _, last = await collect(stream)
         assert last.finish_reason == "length"
 
@@ -144,7 +148,7 @@ async def test_a_full_engine_answers_429(tiny: Callable[..., Engine]) -> None:
     async with running(tiny(max_running=1, max_waiting=0)) as face:
         transport = httpx.ASGITransport(Server(face, "tiny"))
         async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
-            with face.submit([5], 200, SamplingParams(logit_bias={2: -100})):
+            with face.submit(asking(200, endless=True)):
                 response = await client.post("/v1/chat/completions", json=BODY)
     assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
     assert response.json()["error"]["type"] == "rate_limit_error"
@@ -152,7 +156,7 @@ async def test_a_full_engine_answers_429(tiny: Callable[..., Engine]) -> None:
 
 async def test_leaving_a_stream_early_frees_its_place(tiny: Callable[..., Engine]) -> None:
     async with running(tiny()) as face:
-        with face.submit([5], 200, SamplingParams(logit_bias={2: -100})) as stream:
+        with face.submit(asking(200, endless=True)) as stream:
             async for _ in stream:
                 break
         async with asyncio.timeout(30):
@@ -193,16 +197,16 @@ async def test_when_the_thread_dies_nobody_waits_for_ever(
     tiny: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = tiny()
-    monkeypatch.setattr(engine.scheduler, "schedule", lambda: 1 / 0)
+    monkeypatch.setattr(engine.scheduler, "schedule", lambda *_: 1 / 0)
     async with running(engine) as face:
-        with face.submit([5], 5, SamplingParams()) as stream:
+        with face.submit(asking(5)) as stream:
             _, last = await collect(stream)
         assert isinstance(last.error, GenerationError)
         assert face.state == "failed"
         with pytest.raises(ZeroDivisionError):
             await face.failed()
         with pytest.raises(EngineError):
-            face.submit([5], 5, SamplingParams())
+            face.submit(asking(5))
 
 
 async def test_a_load_that_fails_is_reported() -> None:
@@ -219,7 +223,7 @@ async def test_a_load_that_fails_is_reported() -> None:
 
 async def test_closing_ends_open_streams(tiny: Callable[..., Engine]) -> None:
     async with running(tiny()) as face:
-        stream = face.submit([5], 200, SamplingParams(logit_bias={2: -100}))
+        stream = face.submit(asking(200, endless=True))
     _, last = await collect(stream)
     assert last is None or not last.is_last
     assert face.state == "stopped"

@@ -8,27 +8,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-MODEL = "smollm2-135m-instruct"
-URL = "/v1/chat/completions"
+from tests.local_engine.serving import CHAT, MODEL, events, metrics
+from tests.local_engine.serving import chat_body as body
 
-
-def body(prompt: str = "What is the capital of France?", **fields: Any) -> dict[str, Any]:
-    return {"model": MODEL, "messages": [{"role": "user", "content": prompt}], **fields}
-
-
-def events(response: httpx.Response) -> list[Any]:
-    """The data of each event; `[DONE]` stays a string."""
-    assert response.headers["content-type"].startswith("text/event-stream")
-    blocks = response.text.split("\n\n")
-    assert blocks.pop() == ""
-    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
-    return [block[6:] if block == "data: [DONE]" else json.loads(block[6:]) for block in blocks]
-
-
-def metrics(text: str) -> dict[str, int]:
-    rows = (line.split(" ") for line in text.splitlines() if not line.startswith("#"))
-    return {name.removeprefix("hatchway_engine_"): int(value) for name, value in rows}
+URL = CHAT
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +42,13 @@ def test_an_answer_whole(client: httpx.Client) -> None:
     [choice] = answer["choices"]
     assert choice["message"]["content"] == "The capital of France is Paris."
     assert choice["message"]["role"] == "assistant" and choice["finish_reason"] == "stop" and choice["index"] == 0
-    assert answer["usage"] == {"prompt_tokens": 37, "completion_tokens": 8, "total_tokens": 45}
+    usage = answer["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (37, 8, 45)
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": 0}
+    assert answer["system_fingerprint"].startswith("hw_")
+    again = client.post(URL, json=body()).json()
+    assert again["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}  # whole blocks of 16
+    assert again["choices"] == answer["choices"] and again["id"] != answer["id"]
 
 
 def test_the_same_answer_streamed(client: httpx.Client) -> None:
@@ -65,8 +56,8 @@ def test_the_same_answer_streamed(client: httpx.Client) -> None:
     fields = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 24}
     *chunks, usage, done = events(client.post(URL, json=body("Write a haiku about autumn rain.", **fields)))
     assert done == "[DONE]"
-    assert usage["choices"] == [] and usage["usage"] == whole["usage"]
-    assert usage["usage"]["completion_tokens"] == 24
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 24
+    assert usage["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
     assert all(chunk["usage"] is None and chunk["object"] == "chat.completion.chunk" for chunk in chunks)
     assert len({chunk["id"] for chunk in [*chunks, usage]}) == 1
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
@@ -176,8 +167,11 @@ def test_the_openai_client_understands_it(server: Any) -> None:
         assert text == "The capital of France is Paris."
         assert [model.id for model in client.models.list()] == [MODEL]
         with pytest.raises(openai.BadRequestError) as caught:
-            client.chat.completions.create(**ask, n=2)
-        assert caught.value.code == "unsupported_parameter" and caught.value.param == "n"
+            client.chat.completions.create(**ask, logprobs=True, top_logprobs=21)
+        assert caught.value.param == "top_logprobs"
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("gpt-4o")
+        assert client.models.retrieve(MODEL).id == MODEL
 
 
 def test_models_say_how_much_fits(client: httpx.Client) -> None:
@@ -198,7 +192,12 @@ REFUSED: dict[str, tuple[Any, int, str | None, str | None]] = {
     "content is a number": ({"messages": [{"role": "user", "content": 1}]}, 400, "messages[0].content", None),
     "no content": ({"messages": [USER, {"role": "assistant"}]}, 400, "messages[1].content", None),
     "unknown role": ({"messages": [USER, {"role": "robot", "content": "x"}]}, 400, "messages[1]", None),
-    "tool role": ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0]", "unsupported_parameter"),
+    "function role": (
+        {"messages": [{"role": "function", "content": "x"}]},
+        400,
+        "messages[0]",
+        "unsupported_parameter",
+    ),
     "image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         400,
@@ -226,13 +225,35 @@ REFUSED: dict[str, tuple[Any, int, str | None, str | None]] = {
     "bias on a word": ({"logit_bias": {"the": 1}}, 400, "logit_bias", None),
     "bias too large": ({"logit_bias": {"5": 101}}, 400, "logit_bias", None),
     "seed beyond 64 bits": ({"seed": 1 << 64}, 400, "seed", None),
-    "five stops": ({"stop": list("abcde")}, 400, "stop", None),
+    "seventeen stops": ({"stop": list("abcdefghijklmnopq")}, 400, "stop", None),
     "an empty stop": ({"stop": ""}, 400, "stop", None),
     "stream_options alone": ({"stream_options": {"include_usage": True}}, 400, "stream_options", None),
-    "n": ({"n": 2}, 400, "n", "unsupported_parameter"),
-    "tools": ({"tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),
-    "logprobs": ({"logprobs": True}, 400, "logprobs", "unsupported_parameter"),
-    "json": ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_parameter"),
+    "n": ({"n": 129}, 400, "n", None),
+    "more answers than places": ({"n": 80}, 400, "n", None),
+    "best of": ({"best_of": 3}, 400, "best_of", "unsupported_parameter"),
+    "no tool": ({"tools": [{"type": "function"}]}, 400, "tools[0].type", "unsupported_parameter"),
+    "a tool's name": (
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        400,
+        "tools[0].function.name",
+        None,
+    ),
+    "a choice without tools": ({"tool_choice": "required"}, 400, "tool_choice", None),
+    "top_logprobs alone": ({"top_logprobs": 2}, 400, "top_logprobs", None),
+    "a schema that cannot be": (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": []}}}},
+        400,
+        "response_format.json_schema.schema",
+        "unsupported_grammar",
+    ),
+    "an unknown format": ({"response_format": {"type": "xml"}}, 400, "response_format.type", "unsupported_parameter"),
+    "a bad regex": ({"guided_regex": "("}, 400, "guided_regex", "unsupported_grammar"),
+    "two grammars": ({"guided_regex": "a", "guided_choice": ["a"]}, 400, "guided_choice", None),
+    "an endless grammar": ({"guided_regex": "a", "ignore_eos": True}, 400, "ignore_eos", "unsupported_parameter"),
+    "audio": ({"modalities": ["text", "audio"]}, 400, "modalities", "unsupported_parameter"),
+    "beam search": ({"use_beam_search": True}, 400, "use_beam_search", "unsupported_parameter"),
+    "stop token": ({"stop_token_ids": [49152]}, 400, "stop_token_ids", None),
+    "effort": ({"reasoning_effort": "maximal"}, 400, "reasoning_effort", None),
 }
 
 
@@ -274,7 +295,29 @@ def test_other_paths_and_methods(client: httpx.Client, method: str, path: str, s
 def test_metrics_are_prometheus_text(client: httpx.Client) -> None:
     response = client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
-    names = {line.split(" ")[2] for line in response.text.splitlines() if line.startswith("# TYPE")}
-    samples = {line.split(" ")[0] for line in response.text.splitlines() if not line.startswith("#")}
-    assert names == samples and "hatchway_engine_prompt_tokens_total" in names
+    families = {family.name: family for family in text_string_to_metric_families(response.text)}
+    assert all(name.startswith("hatchway_engine_") and family.documentation for name, family in families.items())
     assert metrics(response.text)["ready"] == 1
+    counts = {
+        name.removeprefix("hatchway_engine_"): [s.value for s in family.samples if s.name.endswith("_count")][0]
+        for name, family in families.items()
+        if family.type == "histogram"
+    }
+    assert set(counts) == {"time_to_first_token_seconds", "inter_token_seconds", "step_seconds", "queue_seconds"}
+    seen = metrics(response.text)
+    assert counts["step_seconds"] == seen["steps_total"]
+
+
+def test_times_are_measured_for_each_token(client: httpx.Client) -> None:
+    def counts() -> dict[str, float]:
+        found = metrics(client.get("/metrics").text)
+        return {name: found[f"{name}_seconds_count"] for name in ("time_to_first_token", "inter_token", "queue")}
+
+    before = counts()
+    client.post(URL, json=body(max_tokens=6, n=2))
+    after = counts()
+    assert {name: after[name] - before[name] for name in after} == {
+        "time_to_first_token": 2,
+        "inter_token": 10,
+        "queue": 2,
+    }

@@ -2,11 +2,16 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is memory-mapped and every length, count and
 offset is compared with what is left of the file before anything is read or allocated, so a damaged or hostile file
-ends in `ModelFileError`. No torch here: `weights.py` turns bytes into tensors.
+ends in `ModelFileError`. No torch here: `checkpoint.py` turns bytes into tensors.
+
+A model may come in several files, `NAME-00001-of-00003.gguf` and so on: the first is opened, holds the metadata, and
+brings the others with it.
 """
 
+import contextlib
 import math
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +32,9 @@ MAX_ENTRIES = 1 << 16  # metadata keys, and tensors
 MAX_ARRAY = 1 << 22  # elements of one metadata array
 MAX_NAME = 1 << 10  # bytes of a key or a tensor name
 MAX_DIMS = 4
+MAX_FILES = 1000  # of one model
+
+_SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 # value type id -> numpy type, for everything of fixed size (a bool is one byte)
@@ -59,8 +67,15 @@ class TensorType:
 TENSOR_TYPES = {
     0: TensorType("F32", 1, 4),
     1: TensorType("F16", 1, 2),
+    2: TensorType("Q4_0", 32, 18),
     3: TensorType("Q4_1", 32, 20),
+    6: TensorType("Q5_0", 32, 22),
+    7: TensorType("Q5_1", 32, 24),
     8: TensorType("Q8_0", 32, 34),
+    12: TensorType("Q4_K", 256, 144),
+    13: TensorType("Q5_K", 256, 176),
+    14: TensorType("Q6_K", 256, 210),
+    30: TensorType("BF16", 1, 2),
 }
 
 
@@ -73,6 +88,7 @@ class TensorInfo:
     type: TensorType
     offset: int  # bytes from the start of the file
     size: int  # bytes
+    part: int = 0  # which file of the model it lies in
 
 
 class _Cursor:
@@ -102,14 +118,21 @@ class _Cursor:
     def u64(self, what: str) -> int:
         return int.from_bytes(self.take(8, what), "little")
 
-    def string(self, what: str, longest: int | None = None) -> str:
-        size = self.u64(what)
-        if longest is not None and size > longest:
-            self.fail(f"{what} is {size} bytes long, at most {longest} are allowed")
+    def string(self, what: str) -> str:
         try:
-            return str(self.take(size, what), "utf-8")
+            return str(self.take(self.u64(what), what), "utf-8")
         except UnicodeDecodeError:
             self.fail(f"{what} is not valid UTF-8")
+
+    def name(self, what: str) -> str:
+        """A string that may stand in a message."""
+        size = int.from_bytes(self.view[self.at : self.at + 8], "little")
+        if size > MAX_NAME:
+            self.fail(f"{what} is {size} bytes long, at most {MAX_NAME} are allowed")
+        name = self.string(what)
+        if not name.isprintable():
+            self.fail(f"{what} cannot be printed: {ascii(name[:100])}")
+        return name
 
     def count(self, what: str, most: int, fewest_bytes: int) -> int:
         count = self.u64(what)
@@ -147,36 +170,41 @@ class _Cursor:
 
 
 class GGUFFile:
-    """One mapped model file; a context manager.
+    """One mapped model, of one file or several; a context manager.
 
     `metadata` maps keys to `str`, `int`, `float`, `bool`, `list[str]` or a numpy array; `tensors` maps names to
-    `TensorInfo`. Views from `raw` must be dropped before `close`.
+    `TensorInfo`. What is behind a view from `raw` stays mapped until the last view is gone, `close` or not.
 
-    Raises `ModelFileError` when the file is absent, damaged, or holds a tensor type this engine cannot read.
+    Raises `ModelFileError` when a file is absent, damaged, or holds a tensor type this engine cannot read.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, _part: int = 0) -> None:
         self.path = Path(path)
         try:
+            if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
+                raise ModelFileError(f"`{self.path}` is not a file")
             with self.path.open("rb") as file:
                 # A private mapping: views are writable (torch wants that) and nothing reaches the file.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped, a name cannot be a path
             reason = getattr(error, "strerror", None) or "the file is empty"
             raise ModelFileError(f"cannot read the model file `{self.path}`: {reason}") from error
         view = memoryview(self._map)
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
+        self.header_bytes = 0  # what stands before the tensors
+        self._parts: list[GGUFFile] = [self]
         cursor = _Cursor(view, self.path)
         try:
-            self._read(cursor)
+            self._read(cursor, _part)
+            self._view = view
+            self._read_parts(_part)
         except BaseException:
             cursor.view.release()
             self.close()
             raise
-        self._view = view
 
-    def _read(self, cursor: _Cursor) -> None:
+    def _read(self, cursor: _Cursor, part: int) -> None:
         if bytes(cursor.take(4, "the magic number")) != MAGIC:
             raise ModelFileError(f"{self.path.name}: not a GGUF file\nhint: the engine reads models in GGUF format")
         version = cursor.u32("the version")
@@ -187,7 +215,7 @@ class GGUFFile:
         tensor_count = cursor.count("a tensor count", MAX_ENTRIES, _FEWEST_TENSOR_BYTES)
         entry_count = cursor.count("a metadata count", MAX_ENTRIES, _FEWEST_ENTRY_BYTES)
         for _ in range(entry_count):
-            key = cursor.string("a metadata key", MAX_NAME)
+            key = cursor.name("a metadata key")
             if key in self.metadata:
                 cursor.fail(f"the metadata key `{key}` appears twice")
             self.metadata[key] = cursor.value(f"the value of `{key}`")
@@ -195,7 +223,8 @@ class GGUFFile:
         if alignment < 8 or alignment % 8 or alignment > 1 << 16:
             cursor.fail(f"the alignment {alignment} is not a multiple of 8 between 8 and 65536")
         infos = [self._read_info(cursor) for _ in range(tensor_count)]
-        data = math.ceil(cursor.at / alignment) * alignment
+        self.header_bytes = cursor.at
+        data = -(-cursor.at // alignment) * alignment
         end = len(cursor.view)
         for info in infos:
             if info.offset % alignment:
@@ -204,11 +233,37 @@ class GGUFFile:
                 cursor.fail(f"tensor `{info.name}` of {info.size} bytes at {data + info.offset} ends after the file")
             if info.name in self.tensors:
                 cursor.fail(f"tensor `{info.name}` appears twice")
-            self.tensors[info.name] = TensorInfo(info.name, info.shape, info.type, data + info.offset, info.size)
+            self.tensors[info.name] = TensorInfo(info.name, info.shape, info.type, data + info.offset, info.size, part)
+        ordered = sorted(self.tensors.values(), key=lambda info: info.offset)
+        for info, following in zip(ordered, ordered[1:], strict=False):
+            if info.offset + info.size > following.offset:  # a small file could claim to be an enormous model
+                cursor.fail(f"tensors `{info.name}` and `{following.name}` overlap")
+
+    def _read_parts(self, part: int) -> None:
+        """Opens the other files of a split model, where this is the first."""
+        count = self.integer("split.count", 0)
+        if count <= 1 or part:
+            return
+        match = _SPLIT_NAME.fullmatch(self.path.name)
+        if match is None or int(match[3]) != count or count > MAX_FILES:
+            raise ModelFileError(
+                f"{self.path.name}: one of {count} files of a model, but it is not called so\n"
+                f"hint: the first is `NAME-00001-of-{count:05d}.gguf`, with the others beside it"
+            )
+        if int(match[2]) != 1 or self.integer("split.no", 0) != 0:
+            raise ModelFileError(f"{self.path.name}: not the first file of the model\nhint: open the first one")
+        for number in range(2, count + 1):
+            other = GGUFFile(self.path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf"), _part=number - 1)
+            self._parts.append(other)
+            if (other.integer("split.no"), other.integer("split.count")) != (number - 1, count):
+                raise ModelFileError(f"{other.path.name}: not file {number} of {count} of the model")
+            if twice := sorted(set(other.tensors) & set(self.tensors)):
+                raise ModelFileError(f"{other.path.name}: tensor `{twice[0]}` appears twice")
+            self.tensors |= other.tensors
 
     @staticmethod
     def _read_info(cursor: _Cursor) -> TensorInfo:
-        name = cursor.string("a tensor name", MAX_NAME)
+        name = cursor.name("a tensor name")
         dims = cursor.u32(f"the dimensions of `{name}`")
         if not 1 <= dims <= MAX_DIMS:
             cursor.fail(f"tensor `{name}` has {dims} dimensions, 1 to {MAX_DIMS} are possible")
@@ -228,7 +283,11 @@ class GGUFFile:
     def raw(self, name: str) -> memoryview:
         """The stored bytes of a tensor, not copied."""
         info = self.tensor(name)
-        return self._view[info.offset : info.offset + info.size]
+        return self._parts[info.part]._view[info.offset : info.offset + info.size]
+
+    def headers(self) -> list[tuple[Path, memoryview]]:
+        """Each file of the model, and what stands in it before the tensors."""
+        return [(part.path, part._view[: part.header_bytes]) for part in self._parts]
 
     def tensor(self, name: str) -> TensorInfo:
         if name not in self.tensors:
@@ -236,9 +295,13 @@ class GGUFFile:
         return self.tensors[name]
 
     def close(self) -> None:
-        if hasattr(self, "_view"):
-            self._view.release()
-        self._map.close()
+        for part in self._parts[1:]:
+            part.close()
+        # A tensor may still look into the file: then the mapping ends with the last of them.
+        with contextlib.suppress(BufferError):
+            if hasattr(self, "_view"):
+                self._view.release()
+            self._map.close()
 
     def __enter__(self) -> "GGUFFile":
         return self

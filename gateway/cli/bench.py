@@ -1,0 +1,42 @@
+"""`hatchway bench engine`: benchmarks; a table, and one JSON object as the last line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.cli.engine import KVType, Quant, require_engine
+from gateway.config.settings import load_settings
+from gateway.model_store import BUNDLED, ModelStore
+
+app = typer.Typer(help="Benchmarks: a table, and one JSON object as the last line.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Benchmarks: a table, and one JSON object as the last line."""
+
+
+@app.command("engine")
+def bench_engine(
+    model: Annotated[str, typer.Option(help="A model of the store, a GGUF file or a folder.")] = next(iter(BUNDLED)),
+    quant: Annotated[Quant, typer.Option(help="How weights are kept.")] = Quant.MIXED,
+    kv_type: Annotated[KVType, typer.Option(help="How keys and values are kept.")] = KVType.FP32,
+    threads: Annotated[int | None, typer.Option(help="Threads to compute with; left out: one a core.", min=1)] = None,
+    runs: Annotated[int, typer.Option(help="Runs of each measure; the medians are shown.", min=1)] = 3,
+    peers: Annotated[bool, typer.Option("--peers", help="Also llama.cpp and transformers, if installed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Only the JSON object.")] = False,
+) -> None:
+    """Measure a model on this machine: decoding, prompts, batches, loading, memory, and the machine's own limits."""
+    require_engine()
+    settings = load_settings()
+    path: Path = ModelStore(settings.models_dir).find(model)
+    command = [sys.executable, "-m", "local_engine.benchmark", "--model", str(path), "--quant", quant]
+    command += ["--kv-type", kv_type, "--runs", str(runs), "--cache", str(settings.weights_dir)]
+    command += [] if threads is None else ["--threads", str(threads)]
+    command += ["--peers"] * peers + ["--json"] * as_json
+    os.execv(sys.executable, command)

@@ -1,0 +1,44 @@
+"""Which implementation of the operations a model runs on.
+
+A `Backend` is a value: whoever makes a model chooses it and passes it down; nothing here looks at the machine or at
+the environment. Today there is the reference alone. A faster one names what it does itself and inherits the rest.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kernels import reference
+from kernels.packed import Matrix, unpack
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The operations of the decoder. The contract of each is the docstring of its twin in `kernels.reference`."""
+
+    name: str
+    prepare: Callable[[Matrix], Matrix] = unpack  # a matrix as stored -> as `linear` and `embed` want it, once, at load
+    linear: reference.Linear = reference.linear
+    embed: Callable[[Matrix, Tensor], Tensor] = reference.embed
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor] = reference.rms_norm
+    rope: Callable[[Tensor, Tensor, Tensor], Tensor] = reference.rope
+    paged_attention: Callable[
+        [Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int], Sequence[Tensor], int | None], Tensor
+    ] = reference.paged_attention
+    swiglu: Callable[[Tensor], Tensor] = reference.swiglu
+    gate: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]] = reference.gate
+    experts: Callable[[Tensor, Tensor, Tensor, Sequence[Matrix], Sequence[Matrix], int], Tensor] = reference.experts
+
+
+REFERENCE = Backend("reference")  # plain torch, fp32: packed matrices are expanded at load
+
+
+def prepare(matrix: Matrix, backend: Backend = REFERENCE) -> Matrix:
+    """A stored matrix as the backend multiplies with it. Done once for each matrix; may copy it."""
+    return backend.prepare(matrix)
+
+
+def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None, backend: Backend = REFERENCE) -> Tensor:
+    """x [T, D], matrix [N, D] (prepared or not; prepared is fast), bias [N] -> x @ matrix.T + bias [T, N]."""
+    return backend.linear(x, matrix, bias)

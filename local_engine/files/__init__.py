@@ -1,0 +1,1 @@
+"""A model's files: opened, checked, named; nothing in them is executed or believed."""
