@@ -151,7 +151,8 @@ def parse_chat(body: bytes, model: str, default_temperature: float, vocab_size: 
         messages=messages_of(chat.messages),
         tools=tools,
         must_call=must_call,
-        parallel_calls=chat.parallel_tool_calls is not False,
+        # a function that is named is called once
+        parallel_calls=chat.parallel_tool_calls is not False and not isinstance(chat.tool_choice, dict),
         template_kwargs=_template_kwargs(chat),
         add_generation_prompt=not continue_final_message and chat.add_generation_prompt is not False,
         continue_final_message=continue_final_message,

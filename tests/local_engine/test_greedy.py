@@ -1,5 +1,6 @@
 """The bundled model says, token for token, what the reference implementation says."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,3 +29,23 @@ def test_alone(engine: Engine, run: Any, greedy_reference: list[dict[str, Any]],
     one = run(engine)
     one.add(0, row["prompt_ids"], 64)
     assert one.finish().tokens[0] == row["tokens"]
+
+
+@pytest.mark.parametrize("index", ALONE)
+def test_with_a_prefix_hit_and_in_chunks(
+    engine: Engine,
+    run: Any,
+    greedy_reference: list[dict[str, Any]],
+    index: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """First in chunks of eight tokens under a salt that nobody else has, then with what that left in the cache."""
+    row = greedy_reference[index]
+    monkeypatch.setattr(engine, "config", replace(engine.config, token_budget=8))
+    one = run(engine)
+    for request_id in (1, 2):
+        one.add(request_id, row["prompt_ids"], 64, of={"salt": b"%d" % index})
+        one.finish()
+        assert one.tokens[request_id] == row["tokens"]
+    assert one.last(1).cached_tokens == 0
+    assert one.last(2).cached_tokens == (len(row["prompt_ids"]) - 1) // 16 * 16
