@@ -27,6 +27,8 @@ from gateway.protocols.complaint_codes import CODES
 from gateway.shadow import WORKER_STOPPED
 from gateway.telemetry import ControlMetrics, Metrics
 from gateway.types import Shift, Usage
+from local_engine.metrics import Timings, exposition
+from local_engine.request import Stats
 from tests.docs.blocks import ROOT
 
 Error = TypeVar("Error", errors.GatewayError, errors.UpstreamError)
@@ -82,8 +84,8 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
     control.budgets({"team:payments": 0.5})
     control.budget_alert("team:payments")
     found = {}
-    for exposition in (metrics.exposition(), control.exposition()):
-        for family in text_string_to_metric_families(exposition.decode()):
+    for text in (metrics.exposition(), control.exposition()):
+        for family in text_string_to_metric_families(text.decode()):
             name = f"{family.name}_total" if family.type == "counter" else family.name
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
             if not name.endswith("_created"):
@@ -94,6 +96,13 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
     assert len(rows) == len(written)
     operations = (DOCS / "guides" / "operations.md").read_text()
     assert [name for name in found if name not in operations] == []
+
+
+def test_metrics_page_has_every_metric_of_the_engine() -> None:
+    families = text_string_to_metric_families(exposition(Stats(), Timings(), ready=True))
+    found = {f"{one.name}_total" if one.type == "counter" else one.name: one.type for one in families}
+    rows = table(DOCS / "reference" / "metrics.md", "## The local engine")
+    assert {name: kind for name, kind, _ in rows} == found and len(rows) == len(found)
 
 
 def test_error_classes_have_their_status_and_type() -> None:
