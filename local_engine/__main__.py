@@ -191,6 +191,8 @@ async def announce(engine: AsyncEngine, url: str, console: Console) -> None:
                 logger.info("loading: %d %%", 25 * quarter)
             await asyncio.sleep(POLL_SECONDS)
     if engine.state == "ready":
+        if not console.is_terminal and quarter < 4:
+            logger.info("loading: 100 %%")
         sys.stdout.write(f"engine ready {url}\n")
         sys.stdout.flush()
 

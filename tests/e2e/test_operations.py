@@ -76,9 +76,9 @@ def test_requests_go_where_explain_says(gateway: Gateway, model: str) -> None:
 
 
 def test_requirement_fails_closed(gateway: Gateway) -> None:
-    """The only endpoint in the region cannot use tools: 4xx, and the endpoint outside is never asked."""
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    answer = gateway.post({"model": "europe", "messages": MESSAGES, "tools": tools})
+    """The only endpoint in the region cannot see: 4xx, and the endpoint outside is never asked."""
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    answer = gateway.post({"model": "europe", "messages": [{"role": "user", "content": [picture]}]})
     assert answer.status_code == 403
     assert answer.json()["error"]["code"] == "policy_violation"
 
