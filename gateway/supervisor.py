@@ -84,6 +84,7 @@ class Child:
     async def start(self) -> None:
         self.process = await asyncio.create_subprocess_exec(
             *self._command,
+            stdout=sys.stderr,  # standard output is the supervisor's own: its line that says where the gateway is
             pass_fds=self._pass_fds,
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which ends the others in order
             preexec_fn=_die_with_parent,
