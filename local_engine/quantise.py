@@ -9,9 +9,7 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from local_engine.calibration import Effect, Option
 from local_engine.errors import EngineError, ModelFileError
 from local_engine.files.checkpoint import Checkpoint, Stored, open_checkpoint
 from local_engine.files.loading import load_weights
+from local_engine.files.replacement import replacing
 from local_engine.model import Model
 from local_engine.perplexity import Score, Window, log_probabilities, reader, score, windows
 from local_engine.quantisation import INT4, PLAIN_KINDS, Choice, Quantiser, Scheme, scheme_path
@@ -181,17 +180,8 @@ def standard_text() -> str:
 def write_scheme(path: Path, scheme: Scheme) -> None:
     """The file is replaced as a whole or not at all. Raises `EngineError` when it cannot be written."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(scheme.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        with replacing(path) as temporary:
+            temporary.write_text(scheme.to_json(), encoding="utf-8")
     except OSError as error:
         raise EngineError(
             f"cannot write `{path}`: {error.strerror}\nhint: name a place to write to with `--output`"

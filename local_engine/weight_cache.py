@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 import zlib
 from contextlib import suppress
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from kernels.packed import LAYOUT_VERSION, Format, Matrix, Packed, Stack, layout, nbytes
 from local_engine.files.checkpoint import Stored
+from local_engine.files.replacement import replacing
 from local_engine.parallel import Shard
 from local_engine.quantisation import Quantiser
 
@@ -172,17 +172,8 @@ def _write(path: Path, matrices: dict[str, Matrix], limit: int) -> bool:
             crc = {key: _crc(tensor) for key, tensor in own.items()}
             rows.append({"format": format, "shape": list(part.shape), "crc": crc})
             tensors |= {f"{name}#{index}.{key}": tensor for key, tensor in own.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for its owner alone
-    try:
-        os.close(handle)
+    with replacing(path) as temporary:
         save_file(tensors, temporary, {"matrices": json.dumps(description)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
     return True
 
 

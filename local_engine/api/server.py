@@ -27,7 +27,7 @@ from local_engine.api.arrival import MAX_HEADER, Arrival
 from local_engine.api.choices import cancelling_on_disconnect, merged, send_stream, send_whole
 from local_engine.api.http import ClientGone, Message, Receive, Send, read_body, send_body, send_json
 from local_engine.api.protocol import Answer, Options, TokenTexts, answer_length, error_body, failure_body
-from local_engine.api.protocol_chat import ChatAnswer, parse_chat
+from local_engine.api.protocol_chat import ChatAnswer, ChatCall, parse_chat
 from local_engine.api.protocol_completions import (
     DEFAULT_MAX_TOKENS,
     CompletionAnswer,
@@ -36,7 +36,7 @@ from local_engine.api.protocol_completions import (
     parse_completion,
 )
 from local_engine.api.protocol_embeddings import embeddings_body, parse_embedding
-from local_engine.api.protocol_tokens import parse_detokenize, parse_tokenize, tokens_body
+from local_engine.api.protocol_tokens import TokenizeCall, parse_detokenize, parse_tokenize, tokens_body
 from local_engine.async_engine import AsyncEngine
 from local_engine.errors import EngineError, GenerationError, RequestError
 from local_engine.metrics import exposition
@@ -45,6 +45,7 @@ from local_engine.text.reply_grammar import reply_grammar
 
 if TYPE_CHECKING:
     from local_engine.engine import Engine
+    from local_engine.text.template import Prompt as RenderedPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,15 @@ class Server:
             )
         self.engine.require_room(places)
 
+    async def _encode(self, call: ChatCall | TokenizeCall) -> "RenderedPrompt":
+        return await self.engine.encode_chat(
+            call.messages,
+            tools=call.tools or None,
+            add_generation_prompt=call.add_generation_prompt,
+            continue_final_message=call.continue_final_message,
+            kwargs=call.template_kwargs,
+        )
+
     # Endpoints.
 
     async def health(self, arrival: Arrival, receive: Receive, send: Send) -> None:
@@ -189,13 +199,7 @@ class Server:
         engine = self._ready()
         call = parse_tokenize(body, self.model)
         if call.prompt is None:
-            prompt = await self.engine.encode_chat(
-                call.messages,
-                tools=call.tools or None,
-                add_generation_prompt=call.add_generation_prompt,
-                continue_final_message=call.continue_final_message,
-                kwargs=call.template_kwargs,
-            )
+            prompt = await self._encode(call)
             ids = prompt.ids
         else:
             encode = engine.vocabulary.encode_prompt if call.add_special_tokens else engine.vocabulary.encode
@@ -214,13 +218,7 @@ class Server:
         engine, config = self._ready(), self.engine.config
         call = parse_chat(body, self.model, config.default_temperature, engine.vocabulary.size)
         self._require_room(call.options.n, "n")  # asked again by `submit`; here it spares a full engine the tokenizing
-        prompt = await self.engine.encode_chat(
-            call.messages,
-            tools=call.tools or None,
-            add_generation_prompt=call.add_generation_prompt,
-            continue_final_message=call.continue_final_message,
-            kwargs=call.template_kwargs,
-        )
+        prompt = await self._encode(call)
         context, default = engine.context_length, config.default_max_tokens
         max_tokens = answer_length(call.options, len(prompt.ids), context, default, "messages")
         reply_format = engine.reply_format.for_request(tools=call.tools or None, tail=prompt.tail)
