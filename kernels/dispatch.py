@@ -1,7 +1,7 @@
 """Which implementation of the operations a model runs on.
 
 A `Backend` is a value: whoever makes a model chooses it and passes it down; nothing here looks at the machine or at
-the environment. Today there is the reference alone. A faster one names what it does itself and inherits the rest.
+the environment. A faster one than the reference names what it does itself and inherits the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kernels import reference
+from kernels.decoder import Decoder, StepRunner
 from kernels.packed import Matrix, unpack
 
 
@@ -29,6 +30,7 @@ class Backend:
     swiglu: Callable[[Tensor], Tensor] = reference.swiglu
     gate: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]] = reference.gate
     experts: Callable[[Tensor, Tensor, Tensor, Sequence[Matrix], Sequence[Matrix], int], Tensor] = reference.experts
+    compile: Callable[[Decoder], StepRunner | None] = lambda decoder: None  # a whole step in one call, where it can
 
 
 REFERENCE = Backend("reference")  # plain torch, fp32: packed matrices are expanded at load

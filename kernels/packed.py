@@ -14,6 +14,7 @@ Layouts of `Packed.data`; a tile is one group, or the whole row where the group 
 Scales and minima are fp16, or fp32 where fp16 would not hold them.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +97,18 @@ class Stack:
     parts: tuple["Tensor | Packed", ...]
 
 
-Matrix = Tensor | Packed | Stack
+class Prepared(ABC):
+    """A matrix [N, K] as one backend multiplies with it, and only that one can read."""
+
+    shape: tuple[int, int]
+    nbytes: int  # of memory
+
+    @abstractmethod
+    def unpack(self) -> Tensor:
+        """-> fp32 [N, K]."""
+
+
+Matrix = Tensor | Packed | Stack | Prepared
 
 # Blocks of 32 weights of https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h whose bytes are a tile's
 # already: an fp16 scale, an fp16 minimum where the format has one, the numbers. Format, bytes of a block.
@@ -149,6 +161,8 @@ def rows(matrix: Matrix, start: int, stop: int) -> Matrix:
         raise ValueError(f"`start`, `stop`: rows {start} to {stop} of a matrix of {num_rows(matrix)}")
     if isinstance(matrix, Tensor):
         return matrix[start:stop]
+    if isinstance(matrix, Prepared):
+        raise ValueError("`matrix`: a prepared matrix has no rows that could be taken out")
     if isinstance(matrix, Packed):
         minimum = None if matrix.minimum is None else matrix.minimum[start:stop]
         shape = (stop - start, matrix.shape[1])
@@ -159,7 +173,7 @@ def rows(matrix: Matrix, start: int, stop: int) -> Matrix:
         first, last = max(start, 0), min(stop, count)
         if first < last:
             piece = rows(part, first, last)
-            assert not isinstance(piece, Stack)
+            assert not isinstance(piece, Stack | Prepared)
             parts.append(piece)
         start, stop = start - count, stop - count
     return parts[0] if len(parts) == 1 else Stack(tuple(parts) or (unpack(rows(matrix.parts[0], 0, 0)),))
@@ -169,6 +183,8 @@ def unpack(matrix: Matrix) -> Tensor:
     """-> fp32 [N, K]."""
     if isinstance(matrix, Stack):
         return torch.cat([unpack(part) for part in matrix.parts])
+    if isinstance(matrix, Prepared):
+        return matrix.unpack()
     if not isinstance(matrix, Packed):
         return matrix.float()
     tile = matrix.format.tile(matrix.shape[1])

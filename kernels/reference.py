@@ -87,8 +87,9 @@ def paged_attention(
     """`attention` of several sequences, each over keys and values that lie in blocks. -> [T, H, d]
 
     query [T, H, d]: sequence s has the rows starts[s] .. starts[s + 1]. memory [2K, blocks, block size, d], keys are
-    heads 0 .. K-1 and values K .. 2K-1; int8 with scales [2K, blocks, block size], or fp32 and scales None. Position p
-    of sequence s is in block tables[s][p // block size]; lengths[s] positions are filled, the query's included.
+    heads 0 .. K-1 and values K .. 2K-1; int8 with scales [2K, blocks, block size], or fp32 or fp16 and scales None.
+    Position p of sequence s is in block tables[s][p // block size]; lengths[s] positions are filled, the query's
+    included. All arithmetic is fp32.
     """
     size = memory.shape[2]
     mixed = []
@@ -100,9 +101,15 @@ def paged_attention(
         gathered = memory.index_select(1, blocks)  # [2K, n, block size, d]
         if scales is not None:
             gathered = dequantise_kv(gathered, scales.index_select(1, blocks))
-        key, value = gathered.flatten(1, 2)[:, :seen].chunk(2)  # [K, L, d] each
+        key, value = gathered.float().flatten(1, 2)[:, :seen].chunk(2)  # [K, L, d] each
         mixed.append(attention(query[start:end], key, value, window))
     return torch.cat(mixed)
+
+
+def narrow_kv(x: Tensor) -> Tensor:
+    """x -> fp16: the nearest one; a number beyond +-65504 becomes that. What is not finite stays so."""
+    top = torch.finfo(torch.float16).max
+    return torch.where(x.isinf(), x, x.clamp(-top, top)).to(torch.float16)
 
 
 def quantise_kv(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from kernels.reference import (
     experts,
     gate,
     linear,
+    narrow_kv,
     paged_attention,
     quantise_kv,
     rms_norm,
@@ -104,7 +105,7 @@ def test_attention_is_causal_and_grouped_and_windowed(tokens: int, length: int, 
     assert torch.allclose(attention(query, key, value, window).double(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kept", ["fp32", "int8"])
+@pytest.mark.parametrize("kept", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("window", [None, 1, 3, 8])
 def test_paged_attention_finds_each_sequence_in_its_blocks(window: int | None, kept: str) -> None:
     """Three sequences whose blocks lie mixed up; what no sequence has written is NaN and must never be read."""
@@ -117,12 +118,23 @@ def test_paged_attention_finds_each_sequence_in_its_blocks(window: int | None, k
     if kept == "int8":
         memory, scales = quantise_kv(memory)
         pages = [dequantise_kv(*quantise_kv(page)) for page in pages]
+    elif kept == "fp16":
+        memory, pages = memory.half(), [page.half().float() for page in pages]
     query = random(sum(rows), 6, 8, seed=1)
     got = paged_attention(query, memory, scales, [0, 2, 6, 7], lengths, [torch.tensor(t) for t in tables], window)
+    assert got.dtype == torch.float32
     for part, page in zip(torch.split(got, rows), pages, strict=True):
         start = {2: 0, 4: 2, 1: 6}[len(part)]
         expected = looped_attention(query[start : start + len(part)], page[:2], page[2:], window)
         assert torch.allclose(part.double(), expected, atol=1e-5)
+
+
+def test_fp16_saturates_and_keeps_what_is_not_finite() -> None:
+    x = torch.tensor([1.0, -65504.0, 65519.0, 65520.0, -1e38, 1e-9, math.inf, -math.inf, math.nan, 1.0006])
+    got = narrow_kv(x)
+    assert got.dtype == torch.float16 and bool(got[8].isnan())
+    expected = [1.0, -65504.0, 65504.0, 65504.0, -65504.0, 0.0, math.inf, -math.inf]
+    assert got[:8].tolist() == expected and float(got[9]) == 1 + 2**-10  # the nearest, not the one below
 
 
 @given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=9))
