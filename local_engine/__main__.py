@@ -32,6 +32,7 @@ logger = logging.getLogger("local_engine")
 MAX_UNIX_PATH = 107  # bytes; the operating system's limit
 LOG_LEVELS = ("debug", "info", "warning", "error")
 POLL_SECONDS = 0.1  # how often the loading's progress is looked at
+SWITCH_SECONDS = 0.0005  # after which a thread that wants to run gets its turn
 BAD_OPTION, CANNOT_RUN = 2, 1  # exit statuses
 
 
@@ -49,7 +50,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--draft", default=defaults.draft, help="who proposes tokens ahead: off, ngram, or a model's path")
     add("--draft-tokens", type=int, default=defaults.draft_tokens, help="most tokens proposed at once")
     add("--context-length", type=int, help="tokens of prompt and answer (default: the model's)")
-    add("--kv-type", choices=("fp32", "int8"), default=defaults.kv_type, help="how keys and values are kept")
+    add("--kernels", choices=("auto", "cpu", "reference"), default=defaults.kernels, help="what computes")
+    add(
+        "--kv-type",
+        choices=("auto", "fp32", "fp16", "int8"),
+        default=defaults.kv_type,
+        help="how keys and values are kept",
+    )
     add("--kv-tokens", type=int, help="tokens of the whole KV cache (default: four full contexts, if they fit)")
     add("--no-prefix-cache", action="store_true", help="do not use what is kept of earlier prompts")
     add("--max-running", type=int, default=defaults.max_running, help="requests in one step")
@@ -76,6 +83,7 @@ def configuration(options: argparse.Namespace) -> EngineConfig:
         step_seconds=options.step_ms / 1000,
         context_length=options.context_length,
         kv_tokens=options.kv_tokens,
+        kernels=options.kernels,
         kv_type=options.kv_type,
         prefix_cache=not options.no_prefix_cache,
         quant=options.quant,
@@ -218,6 +226,9 @@ def main() -> int:
     # Read by the OpenMP runtime when torch is imported. Its threads would otherwise spin while they wait for each
     # other: on cores that a gateway shares, a step can then take ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # noqa: TID251 - set for a library, not read as a setting
+    # The engine's thread comes back from a kernel every few milliseconds; the event loop is not to keep it waiting for
+    # as long as a step takes.
+    sys.setswitchinterval(SWITCH_SECONDS)
     parser = arguments()
     options = parser.parse_args()
     if (options.uds is None) == (options.port is None):

@@ -3,10 +3,13 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from local_engine.errors import EngineError
 from local_engine.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from local_engine.kv_memory import KVType  # torch comes with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,8 @@ class EngineConfig:
     context_length: int | None = None  # positions of one sequence; None: what the model allows
     block_size: int = 16  # positions of one KV cache block
     kv_tokens: int | None = None  # positions of the whole KV cache; None: four full contexts, within a quarter of RAM
-    kv_type: Literal["fp32", "int8"] = "fp32"  # how keys and values are kept
+    kernels: Literal["auto", "cpu", "reference"] = "auto"  # what computes: `cpu` C++, `reference` torch (`backend.py`)
+    kv_type: Literal["auto", "fp32", "fp16", "int8"] = "auto"  # how keys and values are kept; auto: fp16 with `cpu`
     prefix_cache: bool = True  # whether the blocks of a prompt seen before are used again
     quant: Literal["none", "int8", "int4", "int3", "fp8", "mixed"] = "mixed"  # see `quantisation.py`
     cache_folder: Path | None = None  # where quantised weights are kept between starts; None: nowhere
@@ -49,6 +53,13 @@ class EngineConfig:
     @property
     def num_threads(self) -> int:
         return self.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def kv_number(self) -> "KVType":
+        """The numbers of the KV cache. `auto` follows `kernels`: half as wide where the kernels read them directly."""
+        if self.kv_type != "auto":
+            return self.kv_type
+        return "fp16" if self.kernels == "cpu" else "fp32"
 
     def sequence_limit(self, model: ModelConfig) -> int:
         """Positions one sequence may take."""

@@ -5,17 +5,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels.reference import quantise_kv
+from kernels.reference import narrow_kv, quantise_kv
 from local_engine.model_config import ModelConfig
 from local_engine.parallel import Shard
 
-KVType = Literal["fp32", "int8"]
+KVType = Literal["fp32", "fp16", "int8"]
+NUMBERS: dict[KVType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
 ONE_PROCESS = Shard()
 
 
 def bytes_per_block(config: ModelConfig, block_size: int, kv_type: KVType = "fp32", shard: Shard = ONE_PROCESS) -> int:
     """Memory that one block takes in this process: keys and values of `block_size` positions, in all layers."""
-    vector = config.head_dim + 4 if kv_type == "int8" else 4 * config.head_dim  # one fp32 scale beside the int8
+    vector = config.head_dim * NUMBERS[kv_type].itemsize
+    if kv_type == "int8":
+        vector += 4  # its scale, fp32
     return config.num_layers * 2 * len(shard.kv_part(config.num_kv_heads)) * block_size * vector
 
 
@@ -40,8 +43,9 @@ class KVMemory:
         self.kv_type = kv_type
         shape = (2 * len(shard.kv_part(config.num_kv_heads)), num_blocks, block_size, config.head_dim)
         # `empty`: pages that no sequence has reached yet cost no memory, and a position is read only after its write
-        number = torch.int8 if kv_type == "int8" else torch.float32
-        self.layers: list[Tensor] = [torch.empty(shape, dtype=number, device=device) for _ in range(config.num_layers)]
+        self.layers: list[Tensor] = [
+            torch.empty(shape, dtype=NUMBERS[kv_type], device=device) for _ in range(config.num_layers)
+        ]
         self.scales: list[Tensor | None] = [
             torch.empty(shape[:3], device=device) if kv_type == "int8" else None for _ in range(config.num_layers)
         ]  # [2K, blocks, block size] each
@@ -53,4 +57,6 @@ class KVMemory:
         if scales is not None:
             values, scale = quantise_kv(values)
             scales.flatten(1).index_copy_(1, slots, scale)
+        elif memory.dtype == torch.float16:
+            values = narrow_kv(values)
         memory.flatten(1, 2).index_copy_(1, slots, values)

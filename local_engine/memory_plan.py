@@ -43,7 +43,8 @@ class Tensor:
     shape: tuple[int, ...]
     kind: str
     file_bytes: int
-    packed_bytes: int = 0  # in the engine's own format, before the reference backend expands it; 0: it has none
+    packed_bytes: int = 0  # in the engine's own format, before a backend prepares it; 0: it has none
+    tiled_bytes: int = 0  # as the C++ kernels multiply with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,31 +98,40 @@ class MemoryPlan:
 def plan(checkpoint: "Checkpoint", config: EngineConfig, available: Available | None = None) -> MemoryPlan:
     """Reads no tensor. Raises `EngineError`, with the numbers and a remedy, when the model does not fit."""
     from local_engine.files.checkpoint import open_checkpoint  # torch comes with it
-    from local_engine.files.loading import MATRICES, head_rows, tensor_plan
+    from local_engine.files.loading import MATRICES, head_rows, layout
     from local_engine.kv_memory import bytes_per_block
     from local_engine.parallel import Shard
     from local_engine.quantisation import estimate
 
-    def tensor(name: str, shape: tuple[int, int], kind: str, file_bytes: int) -> Tensor:
-        decided = config.quant != "none" and name.rsplit(".", 1)[-1] in MATRICES
-        packed = estimate(config.quant, checkpoint.config, name, shape, kind) if decided else 0
-        return Tensor(name, shape, kind, file_bytes, packed)
+    def tensors_of(checkpoint: "Checkpoint", shard: Shard) -> list[Tensor]:
+        found = []
+        for name, stored in layout(checkpoint, shard).items():
+            decided = config.quant != "none" and name.rsplit(".", 1)[-1] in MATRICES
+            packed, tiled = (
+                estimate(config.quant, checkpoint.config, name, stored, tiled) if decided else 0
+                for tiled in (False, True)
+            )
+            found.append(Tensor(name, stored.shape, stored.kind, stored.size, packed, tiled))
+        return found
 
     shard = Shard(0, config.processes, config.experts)
     draft: Draft | None = None
     if config.draft not in ("off", "ngram"):
         with open_checkpoint(Path(config.draft)) as small:
             block = bytes_per_block(small.config, config.block_size, "fp32", Shard())
-            draft = Draft(sum(_as_floats(Tensor(*row)) for row in tensor_plan(small, Shard())), block)
-    tensors = [tensor(*row) for row in tensor_plan(checkpoint, shard)]
+            own = tensors_of(small, Shard())
+            draft = Draft(sum(kept_bytes(tensor, config) for tensor in own), block)
+    tensors = tensors_of(checkpoint, shard)
     model = checkpoint.config
     if model.tied and shard.size > 1:  # the embedding is whole in each rank, the output its rows
-        tensors.append(Tensor("lm_head", (len(head_rows(model.vocab_size, shard)), model.dim), "tied", 0))
+        rows = len(head_rows(model.vocab_size, shard))
+        tiled = -(-tensors[0].tiled_bytes * rows // model.vocab_size)
+        tensors.append(Tensor("lm_head", (rows, model.dim), "tied", 0, tiled_bytes=tiled))
     return arrange(
         model,
         tensors,
         config,
-        bytes_per_block(checkpoint.config, config.block_size, config.kv_type, shard),
+        bytes_per_block(checkpoint.config, config.block_size, config.kv_number, shard),
         available or available_memory(),
         draft,
     )
@@ -151,11 +161,12 @@ def arrange(
         {tensor.kind for tensor in tensors if tensor.shape[-1] > 1 and tensor.file_bytes}
     )  # vectors have one column
     file_bytes = sum(tensor.file_bytes for tensor in tensors)
-    embedding = sum(_as_floats(tensor) for tensor in tensors if tensor.name == "embedding")
-    weights = sum(map(_as_floats, tensors)) - embedding
+    embedding = sum(kept_bytes(tensor, config) for tensor in tensors if tensor.name == "embedding")
+    weights = sum(kept_bytes(tensor, config) for tensor in tensors) - embedding
+    kept = f"as {config.quant}" if config.kernels == "cpu" else "fp32"
     each = " for each process" if processes > 1 else ""
     lines = [
-        Line("weights", weights * processes, f"fp32; {_amount(file_bytes)} in the file{each}, {', '.join(kinds)}"),
+        Line("weights", weights * processes, f"{kept}; {_amount(file_bytes)} in the file{each}, {', '.join(kinds)}"),
         Line("embedding", embedding * processes),
         Line("while loading", loading_bytes(tensors) * processes, f"{config.quant} weights, and one matrix"),
         Line("one step", step_bytes(model, config, limit) * processes),
@@ -167,7 +178,7 @@ def arrange(
     fixed = sum(line.bytes for line in lines)
     room = available.bytes - available.bytes // RESERVE - fixed
     blocks, note = cache_size(config, limit, block, room, available, fixed)
-    note = f"{blocks * config.block_size} tokens in {blocks} blocks, {config.kv_type}" + note
+    note = f"{blocks * config.block_size} tokens in {blocks} blocks, {config.kv_number}" + note
     lines.insert(3, Line("keys and values", blocks * block, note))
     return MemoryPlan(
         tuple(lines), available, processes, limit, blocks, config.block_size, block_bytes, file_bytes * processes
@@ -213,12 +224,14 @@ def cache_size(
 def _remedy(config: EngineConfig, limit: int, fit: int, one: int) -> str:
     """What would fit, most useful first."""
     tokens = fit * config.block_size
+    share, times = {"fp32": ("a quarter", 3), "fp16": ("half", 1.5), "int8": ("", 0)}[config.kv_number]
+    smaller = f"`--kv-type int8` takes {share}"
     if fit >= one:
-        return f"`--kv-tokens {tokens}` fits" + ", `--kv-type int8` takes a quarter" * (config.kv_type == "fp32")
+        return f"`--kv-tokens {tokens}` fits" + f", {smaller}" * bool(share)
     if tokens >= min(256, limit):
-        return f"`--context-length {tokens}` fits" + ", `--kv-type int8` takes a quarter" * (config.kv_type == "fp32")
-    if config.kv_type == "fp32" and 3 * fit >= one:
-        return "`--kv-type int8` takes a quarter"
+        return f"`--context-length {tokens}` fits" + f", {smaller}" * bool(share)
+    if share and times * fit >= one:
+        return smaller
     return "the model is too large for this machine: choose a smaller one, or end what else takes memory"
 
 
@@ -231,14 +244,20 @@ def step_bytes(model: ModelConfig, config: EngineConfig, limit: int) -> int:
         model.ffn_dim if model.experts is None else max(model.ffn_dim, model.experts.ffn_dim * model.experts.per_token)
     )
     rows = tokens * (4 * model.dim + 3 * (heads + 2 * kv_heads) * model.head_dim + 3 * -(-ffn // config.processes))
-    scores = 2 * heads * min(tokens, limit) * limit  # of the longest sequence: before and after the softmax
-    cache = 2 * 2 * kv_heads * model.head_dim * limit  # its keys and values, gathered out of their blocks
     logits = 2 * tokens * model.vocab_size  # of every row, where a request wants the prompt's probabilities
-    return FLOAT * (rows + scores + cache + logits)
+    if config.kernels == "cpu":  # they read keys and values where they lie, some at a time
+        return FLOAT * (rows + logits)
+    return FLOAT * (rows + logits + _attention_floats(heads, kv_heads, model.head_dim, tokens, limit))
+
+
+def _attention_floats(heads: int, kv_heads: int, width: int, tokens: int, limit: int) -> int:
+    """What the reference holds of the longest sequence."""
+    scores = 2 * heads * min(tokens, limit) * limit  # before and after the softmax
+    return scores + 2 * 2 * kv_heads * width * limit  # its keys and values, gathered out of their blocks
 
 
 def loading_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes that one process takes beside the result: the packed matrices until all are expanded, and the largest one
+    """Bytes that one process takes beside the result: the packed matrices until all are prepared, and the largest one
     as it is read."""
     packed, largest = 0, 0
     for tensor in tensors:
@@ -247,8 +266,12 @@ def loading_bytes(tensors: Iterable[Tensor]) -> int:
     return packed + 2 * largest
 
 
+def kept_bytes(tensor: Tensor, config: EngineConfig) -> int:
+    """Bytes in memory after loading: the reference multiplies with fp32."""
+    return tensor.tiled_bytes if config.kernels == "cpu" and tensor.tiled_bytes else _as_floats(tensor)
+
+
 def _as_floats(tensor: Tensor) -> int:
-    """Bytes in memory: matrices are multiplied with as fp32, whatever they are stored as."""
     return prod(tensor.shape) * FLOAT
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kernels.decoder import Decoder, DecoderLayer, DenseLayer, ExpertLayer, StepInput
 from kernels.dispatch import REFERENCE, Backend
 from kernels.packed import Matrix
 from kernels.reference import rope_table
@@ -28,6 +29,7 @@ from local_engine.weights import DenseWeights, ExpertWeights, LayerWeights, Weig
 class Output:
     logits: Tensor  # [R, V] of `Batch.logit_rows`
     hidden: Tensor  # [rows, D] of `Batch.hidden_rows`, after the final norm
+    best: list[int] | None = None  # R: the token of the largest logit; -1 where not all are finite; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,27 @@ class Model:
         self.num_heads = len(shard.part(config.num_heads, "attention heads"))
         self.num_kv_heads = len(shard.kv_part(config.num_kv_heads))
         self.cos, self.sin = rope_table(max_length, weights.inverse_frequencies, weights.rope_factor)  # [max, d/2] each
+        # other processes have to be waited for in the middle of a step
+        self.whole_step = backend.compile(self._describe()) if group is None else None
 
     def forward(self, batch: Batch, memory: KVMemory) -> Output:
         """Writes the batch's keys and values into `memory`; the same batch again writes the same ones."""
+        if self.whole_step is not None:
+            found = self.whole_step.run(
+                StepInput(
+                    batch.tokens,
+                    batch.positions,
+                    batch.slots,
+                    batch.starts,
+                    batch.lengths,
+                    batch.tables,
+                    batch.logit_rows,
+                    batch.hidden_rows,
+                    memory.layers,
+                    memory.scales,
+                )
+            )
+            return Output(found.logits, found.hidden, found.best)
         positions = self._indices(batch.positions)
         step = _Step(
             batch=batch,
@@ -86,6 +106,45 @@ class Model:
             x = x + self._feed_forward(layer, self._norm(x, layer.ffn_norm))
         logits = self._logits(self._final(x, batch.logit_rows))
         return Output(logits=logits, hidden=self._final(x, batch.hidden_rows))
+
+    def _describe(self) -> Decoder:
+        config, weights = self.config, self.weights
+
+        def ffn(own: DenseWeights | ExpertWeights) -> DenseLayer | ExpertLayer:
+            if isinstance(own, DenseWeights):
+                return DenseLayer(own.gate_up, own.down, own.gate_up_bias, own.down_bias)
+            assert config.experts is not None, "weights of experts for a model without"
+            return ExpertLayer(own.router, own.gate_up, own.down, config.experts.per_token, config.experts.normalise)
+
+        layers = (
+            DecoderLayer(
+                attention_norm=layer.attention_norm,
+                qkv=layer.qkv,
+                qkv_bias=layer.qkv_bias,
+                query_norm=layer.query_norm,
+                key_norm=layer.key_norm,
+                attention_out=layer.attention_out,
+                attention_out_bias=layer.attention_out_bias,
+                ffn_norm=layer.ffn_norm,
+                ffn=ffn(layer.ffn),
+                turns=config.turns(index),
+                window=config.window(index),
+            )
+            for index, layer in enumerate(weights.layers)
+        )
+        return Decoder(
+            width=weights.final_norm.shape[0],
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=config.head_dim,
+            eps=config.norm_eps,
+            embedding=weights.embedding,
+            lm_head=weights.lm_head,
+            final_norm=weights.final_norm,
+            cos=self.cos,
+            sin=self.sin,
+            layers=tuple(layers),
+        )
 
     def _attend(self, index: int, layer: LayerWeights, x: Tensor, step: _Step) -> Tensor:
         heads, kv_heads = self.num_heads, self.num_kv_heads

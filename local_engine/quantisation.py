@@ -22,9 +22,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kernels.packed import Format, Matrix, Packed, Stack, num_columns, num_rows, pack, take_over
+from kernels.packed import Format, Matrix, Packed, Prepared, Stack, num_columns, num_rows, pack, take_over
 from local_engine.errors import ModelFileError
-from local_engine.files.checkpoint import Stored
+from local_engine.files.checkpoint import Stored, StoredMatrix
 from local_engine.model_config import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -243,18 +243,46 @@ def fitting(format: Format, columns: int) -> Format | None:
     return whole if whole.fits(columns) else None
 
 
-def estimate(quant: Quant, config: ModelConfig, name: str, shape: tuple[int, int], kind: str) -> int:
-    """Bytes that a matrix stored as `kind` takes in memory, nothing read. A measured scheme may differ."""
+def estimate(quant: Quant, config: ModelConfig, name: str, stored: StoredMatrix, tiled: bool = False) -> int:
+    """Bytes that a matrix takes in memory, nothing read. A measured scheme may differ.
+
+    `tiled`: as the C++ kernels lay it out, with rows up to a multiple of 16.
+    """
     quantiser = Quantiser(quant, config)
-    count, columns = shape
-    if quantiser.keeps(kind):
-        bits = KEPT_BITS.get(kind, 32.0) if quant != "none" else 32.0
-        return math.ceil(count * columns * bits / 8)
+    if quantiser.keeps(stored.kind):
+        return sum(_kept_bytes(quant, piece, tiled) for piece in stored.pieces)
+    count, columns = stored.shape
     total = 0.0
     for part_name, part_rows in sections(name, count, config):
         format, _ = quantiser.format(part_name, (part_rows, columns))
-        total += part_rows * columns * (32 if format is None else format.bits_per_weight(columns)) / 8
+        if format is not None and tiled:
+            total += _tiled_bytes(format, part_rows, columns)
+        else:
+            total += part_rows * columns * (32 if format is None else format.bits_per_weight(columns)) / 8
     return math.ceil(total)
+
+
+def _kept_bytes(quant: Quant, piece: StoredMatrix, tiled: bool) -> int:
+    """Of a matrix of one kind that is taken over."""
+    count, columns = piece.shape
+    bits = KEPT_BITS.get(piece.kind)
+    if quant == "none" or bits is None or not all(part.is_whole for part in piece.parts):
+        return 4 * count * columns
+    return math.ceil((_whole_tiles(count) if tiled else count) * columns * bits / 8)
+
+
+def _tiled_bytes(format: Format, count: int, columns: int) -> float:
+    """Of `kernels/cpu/tiles.py`: a scale, and a minimum, for each 32 columns at most; three bits lie in four."""
+    tile = format.tile(columns)
+    span = 32 if tile % 32 == 0 or tile == columns else 16
+    if format.name == "fp8" or tile % span and tile != columns:
+        return 4 * count * columns
+    bits = 8 if format.name == "int8" else 4
+    return _whole_tiles(count) * -(-columns // span) * (span * bits / 8 + 2 * (1 + format.zeros))
+
+
+def _whole_tiles(count: int) -> int:
+    return -(-count // 16) * 16
 
 
 # Bits of a weight taken over: its group's scale and minimum included.
@@ -262,6 +290,7 @@ KEPT_BITS = {"Q8_0": 8.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q5_0": 8.5, "Q5_1": 9.0, "Q
 
 
 def _parts(matrix: Matrix) -> tuple[Tensor | Packed, ...]:
+    assert not isinstance(matrix, Prepared), "a matrix is kept as it is stored before a backend prepares it"
     return matrix.parts if isinstance(matrix, Stack) else (matrix,)
 
 

@@ -17,6 +17,7 @@ class Rows:
 
     logits: Tensor | None  # [chunk.num_rows, V], of its last positions; None where no row was wanted
     hidden: Tensor | None  # [count, D], after the final norm; None unless its sequence embeds
+    best: list[int] | None = None  # the token of the largest logit of each row; -1: not all are finite; None: not known
 
 
 class Runner:
@@ -36,12 +37,19 @@ class Runner:
         if not chunks:
             return []
         output = self.forward(Batch.of(chunks, self.block_size))
-        logits = torch.split(output.logits, [chunk.num_rows for chunk in chunks])
-        hidden = torch.split(output.hidden, [len(chunk.tokens) if chunk.sequence.embed else 0 for chunk in chunks])
-        return [
-            Rows(logits=own if len(own) else None, hidden=states if chunk.sequence.embed else None)
-            for chunk, own, states in zip(chunks, logits, hidden, strict=True)
-        ]
+        found: list[Rows] = []
+        row = position = 0
+        for chunk in chunks:
+            logits = hidden = best = None
+            if chunk.num_rows:
+                logits = output.logits[row : row + chunk.num_rows]
+                best = None if output.best is None else output.best[row : row + chunk.num_rows]
+                row += chunk.num_rows
+            if chunk.sequence.embed:
+                hidden = output.hidden[position : position + len(chunk.tokens)]
+                position += len(chunk.tokens)
+            found.append(Rows(logits, hidden, best))
+        return found
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Output:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kernels.packed import LAYOUT_VERSION, Format, Matrix, Packed, Stack, layout, nbytes
+from kernels.packed import LAYOUT_VERSION, Format, Matrix, Packed, Prepared, Stack, layout, nbytes
 from local_engine.files.checkpoint import Stored
 from local_engine.files.replacement import replacing
 from local_engine.parallel import Shard
@@ -163,6 +163,7 @@ def _write(path: Path, matrices: dict[str, Matrix], limit: int) -> bool:
     description: dict[str, list[dict[str, Any]]] = {}
     for name, matrix in matrices.items():
         rows = description[name] = []
+        assert not isinstance(matrix, Prepared), "what is kept is what no backend has prepared"
         for index, part in enumerate(matrix.parts if isinstance(matrix, Stack) else (matrix,)):
             own = {"data": part} if isinstance(part, Tensor) else {"data": part.data, "scale": part.scale}
             if isinstance(part, Packed) and part.minimum is not None:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from local_engine.backend import make_backend, settled
 from local_engine.batch import Batch
 from local_engine.config import EngineConfig
 from local_engine.errors import EngineError
@@ -74,15 +75,16 @@ def load_runner(
     Raises `EngineError` when the model cannot be loaded or shared. `silence`: seconds after which a rank that does not
     answer is lost.
     """
+    config = settled(config)  # here, for all ranks alike
     if config.processes == 1:
-        return Runner(load_model(path, checkpoint, config, progress), num_blocks, config.block_size, config.kv_type)
+        return Runner(load_model(path, checkpoint, config, progress), num_blocks, config.block_size, config.kv_number)
     workers = Workers(path, config, num_blocks, silence)
     try:
         with workers.accounting():
             workers.expect(ALIVE, START_SECONDS)
             group = ProcessGroup(0, config.processes, workers.meeting, timeout=silence)
             model = load_model(path, checkpoint, config, progress, Shard(0, config.processes, config.experts), group)
-            runner = ParallelRunner(model, num_blocks, config.block_size, config.kv_type, workers)
+            runner = ParallelRunner(model, num_blocks, config.block_size, config.kv_number, workers)
             workers.expect(READY, LOAD_SECONDS)
     except BaseException:
         workers.close()
@@ -99,7 +101,8 @@ def load_model(
     shard: Shard = ONE_PROCESS,
     group: Group | None = None,
 ) -> Model:
-    """This rank's share of the model. Raises `EngineError`."""
+    """This rank's share of the model, on the kernels of a settled configuration. Raises `EngineError`."""
+    backend = make_backend(config)
     measured = find_scheme(path, config.cache_folder, checkpoint.fingerprint)
     quantiser = scheme_of(config.quant, checkpoint.config, measured)
     cached = CachedQuantiser(quantiser, config.cache_folder, checkpoint.fingerprint, shard)
@@ -111,7 +114,7 @@ def load_model(
     finally:
         cached.close()
     limit = config.sequence_limit(checkpoint.config)
-    return Model(checkpoint.config, weights, limit, shard=shard, group=group)
+    return Model(checkpoint.config, weights, limit, backend, shard, group)
 
 
 def close(runner: Runner) -> None:
@@ -326,7 +329,7 @@ def work(connection: Connection, say: Callable[..., None]) -> None:
     group = ProcessGroup(shard.rank, shard.size, task.meeting, timeout=task.silence)
     with open_checkpoint(task.path) as checkpoint:
         model = load_model(task.path, checkpoint, config, shard=shard, group=group)
-        runner = Runner(model, task.num_blocks, config.block_size, config.kv_type)
+        runner = Runner(model, task.num_blocks, config.block_size, config.kv_number)
         say(READY)
         while True:
             batch: Batch = pickle.loads(connection.recv_bytes())

@@ -31,8 +31,16 @@ class Quant(StrEnum):
     MIXED = "mixed"
 
 
+class Kernels(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    REFERENCE = "reference"
+
+
 class KVType(StrEnum):
+    AUTO = "auto"
     FP32 = "fp32"
+    FP16 = "fp16"
     INT8 = "int8"
 
 
@@ -67,7 +75,12 @@ def engine(
     ] = None,
     draft_tokens: Annotated[int | None, _number("Most tokens guessed at once; left out: 4")] = None,
     context_length: Annotated[int | None, _number("Tokens of prompt and answer; left out: the model's")] = None,
-    kv_type: Annotated[KVType | None, typer.Option(help="How keys and values are kept; left out: fp32.")] = None,
+    kernels: Annotated[
+        Kernels | None, typer.Option(help="What computes; left out: C++ where it can be built, else torch.")
+    ] = None,
+    kv_type: Annotated[
+        KVType | None, typer.Option(help="How keys and values are kept; left out: fp16, with torch fp32.")
+    ] = None,
     kv_tokens: Annotated[
         int | None, _number("Tokens of the KV cache; left out: four full contexts, if they fit")
     ] = None,
@@ -106,6 +119,7 @@ def engine(
     options = EngineOptions(
         quant=quant,
         draft=store.find_draft(draft),
+        kernels=kernels,
         kv_type=kv_type,
         experts=experts,
         prefix_cache=prefix_cache,

@@ -7,7 +7,8 @@ from gateway.config.model import EngineOptions
 from gateway.config.section import Section
 
 QUANTS = ("none", "int8", "int4", "int3", "fp8", "mixed")
-KV_TYPES = ("fp32", "int8")
+KERNELS = ("auto", "cpu", "reference")
+KV_TYPES = ("auto", "fp32", "fp16", "int8")
 SHARES = ("split", "spread")
 _MOST = 1 << 30
 _BOUNDS = {
@@ -27,6 +28,7 @@ def compile_engine(provider: Section) -> EngineOptions:
     return EngineOptions(
         quant=section.choice("quant", QUANTS, "quantisation"),
         draft=section.text("draft"),
+        kernels=section.choice("kernels", KERNELS, "kind of kernels"),
         kv_type=section.choice("kv_type", KV_TYPES, "type"),
         experts=section.choice("experts", SHARES, "way to share experts"),
         prefix_cache=section.flag("prefix_cache"),
@@ -43,7 +45,13 @@ def compile_engine(provider: Section) -> EngineOptions:
 def arguments(options: EngineOptions) -> list[str]:
     """The command line of `python -m local_engine` that says the same."""
     found: list[str] = []
-    texts = {"quant": options.quant, "draft": options.draft, "kv-type": options.kv_type, "experts": options.experts}
+    texts = {
+        "quant": options.quant,
+        "draft": options.draft,
+        "kernels": options.kernels,
+        "kv-type": options.kv_type,
+        "experts": options.experts,
+    }
     for name, text in texts.items():
         found += [] if text is None else [f"--{name}", text]
     for name, number in options.numbers.items():

@@ -62,6 +62,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
         "quant",
         "draft",
         "draft_tokens",
+        "kernels",
         "kv_type",
         "kv_tokens",
         "context_length",

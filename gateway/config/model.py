@@ -58,6 +58,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     quant: str | None = None
     draft: str | None = None
+    kernels: str | None = None
     kv_type: str | None = None
     experts: str | None = None
     prefix_cache: bool | None = None

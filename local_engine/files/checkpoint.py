@@ -151,7 +151,7 @@ class StoredMatrix:
         return sum(len(part.rows) * len(part.blocks) * part.tensor.type.block_bytes for part in self.parts)
 
     @property
-    def pieces(self) -> tuple[Stored, ...]:
+    def pieces(self) -> "tuple[StoredMatrix, ...]":
         runs: list[list[Part]] = []
         for part in self.parts:
             if runs and runs[-1][0].tensor.type == part.tensor.type:

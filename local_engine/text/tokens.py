@@ -51,12 +51,21 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(0x100 + n): b for n, b in enumerate(rest)}
 
 
-def byte_level_bytes(text: str, kind: int, alphabet: Mapping[str, int]) -> bytes:
+def byte_table() -> dict[int, int]:
+    """`byte_alphabet` for `str.translate`; what is not in it becomes a character that is no byte."""
+    return dict.fromkeys(range(256), 0xFFFF) | {ord(c): b for c, b in byte_alphabet().items()}
+
+
+def byte_level_bytes(text: str, kind: int, alphabet: Mapping[int, int]) -> bytes:
+    """`alphabet`: the `byte_table`."""
     if kind in (CONTROL, UNKNOWN, UNUSED):
         return b""
-    if kind == USER_DEFINED or any(c not in alphabet for c in text):
-        return text.encode()
-    return bytes(alphabet[c] for c in text)
+    if kind != USER_DEFINED:
+        try:
+            return text.translate(alphabet).encode("latin-1")
+        except UnicodeEncodeError:  # not all of its characters are of the alphabet
+            pass
+    return text.encode()
 
 
 def piece_bytes(text: str, kind: int) -> bytes:

@@ -25,8 +25,8 @@ from local_engine.text.tokens import (
     USER_DEFINED,
     Entries,
     Token,
-    byte_alphabet,
     byte_level_bytes,
+    byte_table,
     piece_bytes,
 )
 
@@ -94,7 +94,7 @@ class _Folder:
         special = {text: i for text, (i, entry) in added.items() if entry.get("special")}
         kinds = {text: CONTROL if text in special else USER_DEFINED for text in added}
         byte_level = "ByteLevel" in {*_types(self.data.get("decoder")), *_types(self.data.get("pre_tokenizer"))}
-        alphabet = byte_alphabet()
+        alphabet = byte_table()
         model = self.data["model"]
         if isinstance(unknown := model.get("unk_token"), str):
             kinds.setdefault(unknown, UNKNOWN)

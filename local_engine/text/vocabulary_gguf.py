@@ -22,8 +22,8 @@ from local_engine.text.tokens import (
     USER_DEFINED,
     Entries,
     Token,
-    byte_alphabet,
     byte_level_bytes,
+    byte_table,
     piece_bytes,
 )
 
@@ -43,7 +43,7 @@ def read_gguf(file: GGUFFile, vocab_size: int) -> Entries:
     match file.string("tokenizer.ggml.model"):
         case "gpt2":
             bpe = _gpt2(file, typed)
-            alphabet = byte_alphabet()
+            alphabet = byte_table()
             tokens = [Token(text, kind, byte_level_bytes(text, kind, alphabet)) for text, kind in typed]
         case "llama":
             bpe = _sentencepiece(file, typed)

@@ -31,12 +31,25 @@ def test_nothing_said_is_nothing_told(tmp_path: Path) -> None:
 
 def test_everything_said_is_told(tmp_path: Path) -> None:
     text = (
-        "adapter: local, model: m, engine: {quant: int8, draft: 'off', kv_type: int8, experts: spread, processes: 2, "
-        "max_waiting: 0, prefix_cache: false, step: 80ms, request_timeout: 2m}"
+        "adapter: local, model: m, engine: {quant: int8, draft: 'off', kernels: cpu, kv_type: fp16, "
+        "experts: spread, processes: 2, max_waiting: 0, prefix_cache: false, step: 80ms, request_timeout: 2m}"
     )
     told = arguments(provider(tmp_path, text).engine)
     assert told == [
-        *("--quant", "int8", "--draft", "off", "--kv-type", "int8", "--experts", "spread", "--max-waiting", "0"),
+        *(
+            "--quant",
+            "int8",
+            "--draft",
+            "off",
+            "--kernels",
+            "cpu",
+            "--kv-type",
+            "fp16",
+            "--experts",
+            "spread",
+            "--max-waiting",
+            "0",
+        ),
         *("--processes", "2", "--no-prefix-cache", "--step-ms", "80", "--request-timeout", "120"),
     ]
 
@@ -45,6 +58,7 @@ def test_everything_said_is_told(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("adapter: local, model: m, engine: {quant: int5}", "quant"),
+        ("adapter: local, model: m, engine: {kernels: gpu}", "kernels"),
         ("adapter: local, model: m, engine: {processes: 0}", "processes"),
         ("adapter: local, model: m, engine: {colour: red}", "colour"),
         ("adapter: openai, api_key: sk-x, engine: {quant: int8}", "has no meaning here"),

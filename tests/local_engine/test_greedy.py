@@ -1,14 +1,22 @@
-"""The bundled model says, token for token, what the reference implementation says."""
+"""The bundled model says, token for token, what the reference implementation says: in plain torch, and in C++ from the
+quantised weights as the file has them."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from local_engine.config import EngineConfig
 from local_engine.engine import Engine
 
 # The shortest answer, and the nearest tie: 0.01 between its best two logits. `bench/` runs all eight alone.
 ALONE = (0, 2)
+
+
+@pytest.fixture(scope="module", params=["reference", "cpu"])
+def engine(engine: Engine, model_path: Path, request: pytest.FixtureRequest) -> Engine:
+    return engine if request.param == "reference" else Engine.load(model_path, EngineConfig(kernels="cpu"))
 
 
 def test_all_at_once(engine: Engine, run: Any, greedy_reference: list[dict[str, Any]]) -> None:

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from kernels.packed import Prepared
 from local_engine.config import EngineConfig
 from local_engine.errors import EngineError
 from local_engine.files.checkpoint import open_checkpoint
@@ -29,17 +31,18 @@ MODEL = ModelConfig(
     norm_eps=1e-5,
 )
 TENSORS = [
-    Tensor("embedding", (1000, 256), "Q8_0", 272_000, 272_000),
-    Tensor("layers.0.gate_up", (1024, 256), "F16", 524_288, 139_264),
+    Tensor("embedding", (1000, 256), "Q8_0", 272_000, 272_000, 274_176),
+    Tensor("layers.0.gate_up", (1024, 256), "F16", 524_288, 139_264, 147_456),
     Tensor("final_norm", (256, 1), "F32", 1024),
 ]
 BLOCK = 2 * 4 * 4 * 32 * 4 * 16  # keys and values, layers, heads, width, bytes, positions
 ONE = 1024 // 16  # blocks of one full sequence
 
 
-def arranged(megabytes: float, draft: Draft | None = None, block: int = BLOCK, **config: object) -> MemoryPlan:
+def arranged(megabytes: float, draft: Draft | None = None, block: int = BLOCK, **config: Any) -> MemoryPlan:
+    """Of the reference, unless `kernels` says otherwise."""
     available = Available(int(megabytes * MIB), "machine")
-    return arrange(MODEL, TENSORS, EngineConfig(**config), block, available, draft)  # type: ignore[arg-type]
+    return arrange(MODEL, TENSORS, EngineConfig(**({"kernels": "reference"} | config)), block, available, draft)
 
 
 def bytes_of(plan: MemoryPlan, what: str) -> int:
@@ -55,6 +58,24 @@ def test_every_part_is_counted() -> None:
     assert bytes_of(found, "keys and values") == found.num_blocks * BLOCK
     assert found.total == sum(line.bytes for line in found.lines)
     assert found.file_bytes == 272_000 + 524_288 + 1024
+
+
+def test_the_kernels_keep_what_is_quantised() -> None:
+    found, reference = arranged(4000, kernels="cpu", kv_type="fp16"), arranged(4000)
+    assert bytes_of(found, "embedding") == 274_176
+    assert bytes_of(found, "weights") == 147_456 + 256 * 4
+    assert bytes_of(found, "while loading") == bytes_of(reference, "while loading")
+    assert bytes_of(reference, "one step") - bytes_of(found, "one step") == (
+        2 * 8 * 512 * 1024 * 4 + 2 * 2 * 4 * 32 * 1024 * 4  # scores of every head; keys and values, gathered
+    )
+    assert "as mixed" in found.table() and "in 256 blocks, fp16" in found.table()
+
+
+@pytest.mark.parametrize(("kv_type", "hint"), [("fp16", ", `--kv-type int8` takes half"), ("int8", "")])
+def test_the_remedy_depends_on_what_is_kept(kv_type: str, hint: str) -> None:
+    with pytest.raises(EngineError) as refusal:
+        arranged(500, kernels="cpu", kv_type=kv_type, block=BLOCK * 40)
+    assert str(refusal.value).endswith(f"fits{hint}")
 
 
 def test_the_usual_cache_is_four_full_sequences_within_a_quarter() -> None:
@@ -126,13 +147,13 @@ def test_the_table_and_the_object_say_the_same() -> None:
     assert [row.split("  ")[0] for row in rows] == [*data["bytes"], "in all", "available"]
 
 
-@pytest.mark.parametrize("kv_type", ["fp32", "int8"])
+@pytest.mark.parametrize("kv_type", ["fp32", "fp16", "int8"])
 def test_the_plan_of_a_file_is_what_loading_takes(tiny_path: Path, kv_type: str) -> None:
-    config = EngineConfig(kv_type=kv_type, quant="mixed")  # type: ignore[arg-type]
+    config = EngineConfig(kernels="reference", kv_type=kv_type, quant="mixed")  # type: ignore[arg-type]
     with open_checkpoint(tiny_path) as checkpoint:
         found = plan(checkpoint, config)
         model = load_model(tiny_path, checkpoint, config)
-        memory = KVMemory(checkpoint.config, found.num_blocks, config.block_size, config.kv_type)
+        memory = KVMemory(checkpoint.config, found.num_blocks, config.block_size, config.kv_number)
     seen: dict[int, int] = {}
     for tensor in tensors_of(model.weights):
         seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -140,6 +161,27 @@ def test_the_plan_of_a_file_is_what_loading_takes(tiny_path: Path, kv_type: str)
     assert sum(seen.values()) - frequencies == bytes_of(found, "weights") + bytes_of(found, "embedding")
     held = [*memory.layers, *(scales for scales in memory.scales if scales is not None)]
     assert sum(tensor.untyped_storage().nbytes() for tensor in held) == bytes_of(found, "keys and values")
+
+
+@pytest.mark.parametrize("quant", ["mixed", "int8", "int4", "int3", "fp8", "none"])
+def test_the_plan_of_a_file_is_what_the_kernels_take(tiny_path: Path, quant: str) -> None:
+    config = EngineConfig(kernels="cpu", quant=quant)  # type: ignore[arg-type]
+    with open_checkpoint(tiny_path) as checkpoint:
+        found = plan(checkpoint, config)
+        model = load_model(tiny_path, checkpoint, config)
+    weights = model.weights
+    taken = {id(matrix): matrix.nbytes for matrix in prepared_of(weights)}
+    vectors = sum(tensor.nbytes for tensor in tensors_of(weights)) - weights.inverse_frequencies.nbytes
+    assert sum(taken.values()) + vectors == bytes_of(found, "weights") + bytes_of(found, "embedding")
+
+
+def prepared_of(value: object) -> list[Prepared]:
+    if isinstance(value, Prepared):
+        return [value]
+    if isinstance(value, tuple):
+        return [matrix for one in value for matrix in prepared_of(one)]
+    fields = getattr(type(value), "__dataclass_fields__", {})
+    return [matrix for name in fields for matrix in prepared_of(getattr(value, name))]
 
 
 def tensors_of(value: object) -> list[torch.Tensor]:
@@ -153,8 +195,8 @@ def tensors_of(value: object) -> list[torch.Tensor]:
 
 def test_a_draft_file_is_planned(tiny_path: Path) -> None:
     with open_checkpoint(tiny_path) as checkpoint:
-        alone = plan(checkpoint, EngineConfig(draft="off"))
-        drafted = plan(checkpoint, EngineConfig(draft=str(tiny_path)))
+        alone = plan(checkpoint, EngineConfig(kernels="reference", draft="off"))
+        drafted = plan(checkpoint, EngineConfig(kernels="reference", draft=str(tiny_path)))
         block = bytes_per_block(checkpoint.config, 16, "fp32", Shard())
     assert bytes_of(drafted, "draft model") == bytes_of(alone, "weights") + bytes_of(alone, "embedding")
     assert bytes_of(drafted, "keys and values") == drafted.num_blocks * 2 * block

@@ -14,8 +14,9 @@ from kernels.packed import Format, Matrix, Packed, Stack, nbytes, unpack
 from local_engine.calibration import named_matrices
 from local_engine.errors import ModelFileError
 from local_engine.files.checkpoint import Stored, open_checkpoint
-from local_engine.files.loading import load_weights, tensor_plan
+from local_engine.files.loading import layout, load_weights
 from local_engine.model_config import ExpertsConfig, ModelConfig
+from local_engine.parallel import Shard
 from local_engine.quantisation import (
     FP8,
     INT3,
@@ -305,8 +306,6 @@ def test_the_key_names_what_the_result_depends_on() -> None:
 def test_the_estimate_is_what_it_takes(quant: str, tiny_path: Path) -> None:
     with open_checkpoint(tiny_path) as checkpoint:
         weights = load_weights(checkpoint, scheme=scheme_of(quant, checkpoint.config))
-        plan = {name: (shape, kind) for name, shape, kind, _ in tensor_plan(checkpoint)}
+        stored = layout(checkpoint, Shard())
         for name, matrix in named_matrices(weights):
-            shape, kind = plan[name]
-            if kind != "mixed":
-                assert estimate(quant, checkpoint.config, name, shape, kind) == nbytes(matrix), name
+            assert estimate(quant, checkpoint.config, name, stored[name]) == nbytes(matrix), name

@@ -38,6 +38,7 @@ CASES = [
     Case("tied_and_biases", "llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     Case("one_kv_head", "qwen2", {"num_key_value_heads": 1, "vocab_size": 261}),  # an odd vocabulary, too
     Case("head_norms_int8_cache", "qwen3", {}, {"kv_type": "int8"}),
+    Case("kernels", "llama", {"attention_bias": True}, {"kernels": "cpu", "kv_type": "fp32"}),
     Case("mixtral", "mixtral", {}),
     Case("mixtral_spread", "mixtral", {}, {"experts": "spread"}),
     Case("qwen3_moe", "qwen3_moe", {"mlp_only_layers": [1]}),
@@ -47,10 +48,10 @@ CASES = [
 
 def run_case(folder: Path, case: Case, group: ProcessGroup | None) -> torch.Tensor:
     """Logits [rows, V] of every prompt position and of every step after."""
-    config = EngineConfig(quant="none", processes=2 if group else 1, **case.config)
+    config = EngineConfig(**({"kernels": "reference", "quant": "none", "processes": 2 if group else 1} | case.config))
     shard = Shard(group.rank, 2, config.experts) if group else Shard()
     with open_checkpoint(folder) as checkpoint:
-        runner = Runner(load_model(folder, checkpoint, config, shard=shard, group=group), 9, 16, config.kv_type)
+        runner = Runner(load_model(folder, checkpoint, config, shard=shard, group=group), 9, 16, config.kv_number)
         sequences = [Sequence.of(prompt, STEPS) for prompt in PROMPTS]
         for index, sequence in enumerate(sequences):
             sequence.block_table = [3 * index, 3 * index + 1, 3 * index + 2]
