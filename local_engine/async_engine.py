@@ -6,6 +6,7 @@ the event loop answers health checks while the thread is still loading it.
 """
 
 import asyncio
+import gc
 import logging
 import queue
 import threading
@@ -230,7 +231,12 @@ class AsyncEngine:
 
     def _work(self) -> None:
         try:
-            engine = self._engine = self._load(self._report)
+            gc.disable()  # next to nothing of what is loaded is garbage
+            try:
+                engine = self._engine = self._load(self._report)
+            finally:
+                gc.enable()
+            gc.freeze()  # nor will it be: looking through it takes as long as many steps
             engine.watch(self._lose)
             self._call(self._become, "ready")
             while self._take_commands(engine):

@@ -1,219 +1,71 @@
-"""`python -m local_engine.benchmark`: how fast a model runs on this machine, beside what the machine could do.
+"""`python -m local_engine.benchmark`: how fast a model runs here, beside peers and what the machine could do.
 
-Prints a table, and one JSON object as the last line. Every figure is the median of several runs, with the best of them:
-other work on the machine only ever makes a run slower. Speculation and the prefix cache are off, so that a token costs
-what it costs.
+Prints tables, and one JSON object as the last line. Every figure is the median of several runs, with the best of them:
+other work on the machine only ever makes a run slower. Runs of all engines take turns. Speculation and the prefix cache
+are off, so that a token costs what it costs.
 """
 
 import argparse
-import importlib.util
+import contextlib
 import json
 import logging
 import os
-import random
-import statistics
+import select
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from local_engine.benchmark_child import Absent, Peer, PeerError
+from local_engine.benchmark_measures import (
+    BATCHES,
+    Column,
+    Figure,
+    Ours,
+    Participant,
+    reading,
+    rounds,
+    turns_of,
+    warm_up,
+)
+from local_engine.benchmark_peers import PEERS
+from local_engine.benchmark_table import OURS, limit_table, limits, numbers, ratio_table, ratios, speeds
 from local_engine.config import EngineConfig
 from local_engine.errors import EngineError
 
-if TYPE_CHECKING:
-    from local_engine.engine import Engine
-
-SHORT, LONG = 16, 512  # tokens of a prompt
-DECODED = 64  # tokens that a run of one sequence generates
-BATCHES = (4, 8, 16)
-BATCH_DECODED = 32
-PEERS = ("llama_cpp", "transformers")
-READ_BYTES = 256 << 20  # well beyond any cache
-SIDE = 1024  # of the square matrices that measure arithmetic
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One line of the table. `measure` returns the figure of one run."""
-
-    name: str
-    unit: str
-    what: str
-    measure: Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    name: str
-    unit: str
-    what: str
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def best(self) -> float:
-        return min(self.values) if self.unit in ("s", "ms") else max(self.values)
-
-
-class Bench:
-    """Runs prompts of random tokens through an engine. Nothing is read from a tokenizer."""
-
-    def __init__(self, engine: "Engine") -> None:
-        self._engine = engine
-        self._random = random.Random(1)
-        self._vocabulary = engine.runner.model.config.vocab_size
-
-    def first_token_seconds(self, prompt: int) -> float:
-        self._add(prompt, 1)
-        started = time.perf_counter()
-        self._finish()
-        return time.perf_counter() - started
-
-    def decode_rate(self, sequences: int, prompt: int, tokens: int) -> float:
-        """Tokens a second of all sequences together, from when each has its first one."""
-        stats = self._engine.stats
-        read, made = stats.prompt_tokens + sequences * prompt, stats.completion_tokens
-        for _ in range(sequences):
-            self._add(prompt, tokens)
-        while stats.prompt_tokens < read:
-            self._engine.step()
-        begun, started = stats.completion_tokens - made, time.perf_counter()
-        self._finish()
-        return (sequences * tokens - begun) / (time.perf_counter() - started)
-
-    def _add(self, prompt: int, tokens: int) -> None:
-        from local_engine.request import Request
-
-        ids = self._random.choices(range(self._vocabulary // 4, self._vocabulary // 2), k=prompt)
-        request_id = self._random.getrandbits(48)
-        self._engine.add(Request(prompt=ids, max_tokens=tokens, id=request_id, ignore_end=True))
-
-    def _finish(self) -> None:
-        while self._engine.has_work:
-            self._engine.step()
-
-
-def engine_measures(bench: Bench, context: int) -> list[Measure]:
-    def decode(sequences: int, prompt: int, tokens: int) -> Callable[[], float]:
-        return lambda: bench.decode_rate(sequences, prompt, tokens)
-
-    measures = [
-        Measure(
-            "ttft_short_ms", "ms", f"first token of {SHORT} tokens", lambda: 1000 * bench.first_token_seconds(SHORT)
-        ),
-        Measure("decode_short", "tok/s", f"decode after {SHORT} tokens", decode(1, SHORT, DECODED)),
-    ]
-    if context >= LONG + DECODED:
-        rate = lambda: LONG / bench.first_token_seconds(LONG)  # noqa: E731 - one of several like it
-        measures += [
-            Measure("prefill_long", "tok/s", f"prompt of {LONG} tokens", rate),
-            Measure("decode_long", "tok/s", f"decode after {LONG} tokens", decode(1, LONG, DECODED)),
-        ]
-    for size in BATCHES:
-        measures.append(
-            Measure(
-                f"batch_{size}", "tok/s", f"decode of {size} sequences together", decode(size, SHORT, BATCH_DECODED)
-            )
-        )
-    return measures
-
-
-def machine_measures() -> list[Measure]:
-    """What bounds any engine here: reading memory (each weight once a token), and fp32 products (long prompts)."""
-    import torch
-
-    data = torch.ones(READ_BYTES // 4)
-    left, right = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
-
-    def read() -> float:
-        started = time.perf_counter()
-        data.sum()
-        return READ_BYTES / (time.perf_counter() - started) / 1e9
-
-    def multiply() -> float:
-        started = time.perf_counter()
-        left @ right
-        return 2 * SIDE**3 / (time.perf_counter() - started) / 1e9
-
-    return [
-        Measure("memory_read", "GB/s", "machine: reading memory", read),
-        Measure("fp32_product", "GFLOP/s", "machine: fp32 matrix product", multiply),
-    ]
-
-
-def run(measures: list[Measure], runs: int, bar: Progress) -> list[Figure]:
-    """Each measure once per round, so that a disturbance does not fall on one of them alone. The first run of each is
-    not counted: it makes code and caches warm."""
-    task = bar.add_task("", total=len(measures) * (runs + 1))
-    values: dict[str, list[float]] = {measure.name: [] for measure in measures}
-    for round_ in range(runs + 1):
-        for measure in measures:
-            bar.update(task, description=measure.what)
-            value = measure.measure()
-            if round_:
-                values[measure.name].append(value)
-            bar.advance(task)
-    bar.remove_task(task)
-    return [Figure(m.name, m.unit, m.what, tuple(values[m.name])) for m in measures]
-
-
-def resident_bytes() -> int | None:
-    """Resident memory of this process now; None where the system does not say."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
-def table(columns: dict[str, list[Figure]]) -> Table:
-    """One column for the engine and one for each peer."""
-    rows: dict[str, tuple[str, str]] = {}
-    cells: dict[tuple[str, str], str] = {}
-    for column, figures in columns.items():
-        for figure in figures:
-            rows.setdefault(figure.name, (figure.what, figure.unit))
-            cells[figure.name, column] = f"{figure.median:.4g} ({figure.best:.4g})"
-    shown = Table("median (best)", "unit", *columns)
-    for name, (what, unit) in rows.items():
-        shown.add_row(what, unit, *(cells.get((name, column), "-") for column in columns))
-    return shown
+START_TIMEOUT = 300.0  # seconds
+BUSY = 0.25  # load of each core, before, from which figures are told to be doubtful
 
 
 def arguments() -> argparse.ArgumentParser:
+    defaults = EngineConfig()
     parser = argparse.ArgumentParser(prog="python -m local_engine.benchmark", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--model", type=Path, required=True, help="GGUF file, or folder with safetensors")
-    parser.add_argument("--quant", choices=("none", "int8", "int4", "int3", "fp8", "mixed"), default="mixed")
-    parser.add_argument("--kv-type", choices=("fp32", "int8"), default="fp32")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
-    parser.add_argument("--cache", type=Path, help="where quantised weights are kept between starts")
-    parser.add_argument("--runs", type=int, default=3, help="of each measure")
-    parser.add_argument("--json", action="store_true", help="only the JSON object")
-    parser.add_argument("--peers", action="store_true", help="also llama.cpp and transformers, where installed")
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="GGUF file, or folder with safetensors")
+    add("--quant", choices=("none", "int8", "int4", "int3", "fp8", "mixed"), default=defaults.quant)
+    add("--kernels", choices=("auto", "cpu", "reference"), default=defaults.kernels, help="what computes")
+    add("--kv-type", choices=("auto", "fp32", "fp16", "int8"), default=defaults.kv_type)
+    add("--threads", type=int, help="CPU threads (default: one for each core)")
+    add("--cache", type=Path, help="where quantised weights are kept between starts")
+    add("--runs", type=int, default=3, help="of each measure")
+    add("--json", action="store_true", help="only the JSON object")
+    add("--peers", action="store_true", help="also the peers, where installed")
+    add("--peer", action="append", choices=PEERS, help="only this peer; may be repeated")
+    add("--peers-python", help="a Python with peers among its packages; others are looked for in this one")
     return parser
 
 
-def benchmark(options: argparse.Namespace, bar: Progress) -> tuple[dict[str, list[Figure]], dict[str, Any]]:
-    """-> the table's columns, and the JSON object. Raises `EngineError`."""
-    started = time.perf_counter()
-    import torch  # its own time is told apart from the model's
-
-    from local_engine.engine import Engine
-
-    import_seconds = time.perf_counter() - started
-    config = EngineConfig(
+def configuration(options: argparse.Namespace) -> EngineConfig:
+    return EngineConfig(
         max_running=max(BATCHES),
+        kernels=options.kernels,
         kv_type=options.kv_type,
         prefix_cache=False,
         quant=options.quant,
@@ -221,66 +73,152 @@ def benchmark(options: argparse.Namespace, bar: Progress) -> tuple[dict[str, lis
         draft="off",
         threads=options.threads,
     )
-    before = resident_bytes()
-    loading = bar.add_task("loading", total=1.0)
-    started = time.perf_counter()
-    engine = Engine.load(options.model, config, lambda share: bar.update(loading, completed=share))
-    load_seconds = time.perf_counter() - started
-    bar.remove_task(loading)
-    try:
-        loaded = resident_bytes()
-        figures = run(engine_measures(Bench(engine), engine.context_length), options.runs, bar)
-        used = resident_bytes()
-    finally:
-        engine.close()
-    figures += run(machine_measures(), max(3, options.runs), bar)
-    figures += [
-        Figure("import_s", "s", "importing torch", (import_seconds,)),
-        Figure("load_s", "s", "loading the model", (load_seconds,)),
-    ]
-    if before is not None and loaded is not None and used is not None:
-        figures.append(Figure("resident_mb", "MB", "resident memory, loaded", (loaded / 1e6,)))
-        figures.append(Figure("resident_used_mb", "MB", "resident memory, afterwards", (used / 1e6,)))
-    columns = {"hatchway": figures}
+
+
+def open_peers(
+    options: argparse.Namespace, threads: int, work: Path, environment: Mapping[str, str], stack: contextlib.ExitStack
+) -> tuple[dict[str, Peer], dict[str, dict[str, Any]]]:
+    """-> the peers that can take part, which `stack` ends; and for the others why not."""
+    pythons = [*([options.peers_python] if options.peers_python else []), sys.executable]
+    found: dict[str, Peer] = {}
+    told: dict[str, dict[str, Any]] = {}
+    for name in options.peer or PEERS:
+        for python in pythons:
+            try:
+                peer = stack.enter_context(Peer(name, options.model, threads, work, environment, python))
+                warm_up(peer, sys.maxsize)
+            except Absent as error:
+                told.setdefault(name, {"absent": str(error)})
+            except PeerError as error:
+                told[name] = {"failed": str(error)}
+                break
+            else:
+                found[name] = peer
+                break
+    return found, {name: why for name, why in told.items() if name not in found}
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Resident memory of a process; None where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def start(options: argparse.Namespace, environment: Mapping[str, str]) -> tuple[float, int | None]:
+    """Seconds from the start of `python -m local_engine` to its ready line, and its resident memory then.
+
+    Raises `EngineError` when it does not come.
+    """
+    command = [sys.executable, "-m", "local_engine", "--model", str(options.model), "--port", "0"]
+    command += ["--quant", options.quant, "--kernels", options.kernels, "--kv-type", options.kv_type]
+    command += [] if options.threads is None else ["--threads", str(options.threads)]
+    command += [] if options.cache is None else ["--cache", str(options.cache)]
+    with tempfile.TemporaryFile() as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=dict(environment))
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline() if select.select([process.stdout], [], [], START_TIMEOUT)[0] else b""
+            seconds = time.perf_counter() - started
+            if line.startswith(b"engine ready"):
+                return seconds, resident_bytes(process.pid)
+            errors.seek(0)
+            raise EngineError(f"the engine's server did not start\n{errors.read().decode(errors='replace')[-1000:]}")
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+
+
+def starts(options: argparse.Namespace, environment: Mapping[str, str], show: Callable[[str], None]) -> list[Figure]:
+    """Warm ones: this process has loaded the model before, and left its caches."""
+    seconds, resident = [], []
+    for _ in range(options.runs):
+        show(f"{OURS}: start")
+        took, size = start(options, environment)
+        seconds.append(took)
+        resident += [] if size is None else [size / 1e6]
+    found = [Figure("ready_s", "s", "from the start of a process to ready", tuple(seconds))]
+    if resident:
+        found.append(Figure("resident_mb", "MB", "resident memory, ready", tuple(resident)))
+    return found
+
+
+def benchmark(
+    options: argparse.Namespace, environment: Mapping[str, str], bar: Progress
+) -> tuple[list[RenderableType], dict[str, Any]]:
+    """-> the tables, and the JSON object. Raises `EngineError`."""
+    load = os.getloadavg()[0]
+    began = time.perf_counter()
+    import torch  # its own time is told apart from the model's
+
+    from local_engine.engine import Engine
+
+    import_seconds = time.perf_counter() - began
+    config = configuration(options)
+    task = bar.add_task("loading", total=None)
+    show: Callable[[str], None] = lambda what: bar.update(task, description=what)  # noqa: E731 - one of several uses
+    began = time.perf_counter()
+    engine = Engine.load(options.model, config)
+    load_seconds = time.perf_counter() - began
+    with contextlib.ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hatchway-benchmark-")))
+        stack.callback(engine.close)
+        ours = Ours(engine)
+        warm_up(ours, engine.context_length)
+        peers: dict[str, Peer] = {}
+        told: dict[str, dict[str, Any]] = {}
+        if options.peers or options.peer or options.peers_python:
+            show("starting peers")
+            peers, told = open_peers(options, config.num_threads, work, environment, stack)
+        engines: dict[str, Participant] = {OURS: ours, **peers}
+        columns, failed = rounds(turns_of(engines, engine.context_length), options.runs, show)
+        told |= {name: {"failed": why} for name, why in failed.items()}
+        columns[OURS] |= _sizes(load_seconds, resident_bytes(os.getpid()), import_seconds)
+        for name, peer in peers.items():
+            if name in columns:
+                told[name] = {"version": peer.version}
+                columns[name] |= _sizes(peer.load_seconds, peer.resident_bytes())
+        cost = reading(engine.runner.model)
+        kernels, kv_type = engine.runner.model.backend.name, engine.runner.memory.kv_type
+    columns[OURS] |= {figure.name: figure for figure in starts(options, environment, show)}
+    bar.remove_task(task)
+    allowed = limits(columns, cost)
     result: dict[str, Any] = {
         "bench": "engine",
         "model": options.model.name,
         "quant": options.quant,
-        "kv_type": options.kv_type,
+        "kernels": kernels,
+        "kv_type": kv_type,
         "threads": config.num_threads,
         "torch": torch.__version__,
         "runs": options.runs,
-        "hatchway": _as_dict(figures),
+        "load": round(load, 2),  # of the machine, before
+        "hatchway": numbers(columns[OURS]),
+        "limits": allowed,
     }
-    if options.peers:
-        result["peers"] = {}
-        for name in PEERS:
-            found, told = _peer(name, options, config.num_threads, bar)
-            result["peers"][name] = told
-            if found:
-                columns[name] = found
-    return columns, result
+    tables: list[RenderableType] = [speeds(columns)]
+    if told:
+        result["peers"] = {name: why | numbers(columns.get(name, {})) for name, why in told.items()}
+    if found := ratios(columns):
+        result["ratios"] = found
+        tables.append(ratio_table(columns))
+    return [*tables, limit_table(allowed)], result
 
 
-def _peer(name: str, options: argparse.Namespace, threads: int, bar: Progress) -> tuple[list[Figure], dict[str, Any]]:
-    if importlib.util.find_spec(name) is None:
-        return [], {"absent": f"`{name}` is not installed"}
-    from local_engine import benchmark_peers
-
-    try:
-        figures = run(benchmark_peers.measures(name, options.model, threads), options.runs, bar)
-    except Exception as error:  # noqa: BLE001 - whatever a peer raises must not cost the engine's own figures
-        return [], {"failed": f"{type(error).__name__}: {error}"[:300]}
-    return figures, _as_dict(figures)
-
-
-def _as_dict(figures: list[Figure]) -> dict[str, float]:
-    return {figure.name: float(f"{figure.median:.5g}") for figure in figures} | {
-        f"{figure.name}_best": float(f"{figure.best:.5g}") for figure in figures if len(figure.values) > 1
-    }
+def _sizes(load_seconds: float, resident: int | None, import_seconds: float | None = None) -> Column:
+    found = [Figure("load_s", "s", "loading the model (peers: and their packages)", (load_seconds,))]
+    if import_seconds is not None:
+        found.append(Figure("import_s", "s", "importing torch", (import_seconds,)))
+    if resident is not None:
+        found.append(Figure("resident_used_mb", "MB", "resident memory, afterwards", (resident / 1e6,)))
+    return {figure.name: figure for figure in found}
 
 
 def main() -> int:
+    environment = dict(os.environ)  # noqa: TID251 - peers get it as it was: each waits for its threads in its own way
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # noqa: TID251 - for the OpenMP runtime, as the engine runs
     parser = arguments()
     options = parser.parse_args()
@@ -291,13 +229,16 @@ def main() -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True) as bar:
-            found, result = benchmark(options, bar)
+            tables, result = benchmark(options, environment, bar)
     except EngineError as error:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return 1
     if not options.json:
         out = Console(width=None if sys.stdout.isatty() else 160)
-        out.print(table(found))
+        for table in tables:
+            out.print(table)
+        if result["load"] > BUSY * result["threads"]:
+            out.print(f"the machine was busy (load {result['load']}): bests are nearer the truth than medians")
         for name, told in result.get("peers", {}).items():
             for state in ("absent", "failed"):
                 if state in told:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from local_engine import workers
+from local_engine.backend import settled
 from local_engine.config import EngineConfig
 from local_engine.errors import DeadlineExceeded, GenerationError, RequestError
 from local_engine.files.checkpoint import open_checkpoint
@@ -20,7 +21,7 @@ from local_engine.grammar import GrammarCompiler
 from local_engine.kv_cache import BlockAllocator
 from local_engine.memory_plan import STEP_TOKENS, MemoryPlan, plan
 from local_engine.metrics import Pulse, Timings
-from local_engine.pace import Pace
+from local_engine.pace import Pace, position_cost
 from local_engine.parallel import ProcessLost
 from local_engine.request import Delta, Request, Stats
 from local_engine.runner import Rows, Runner
@@ -34,7 +35,9 @@ from local_engine.text.vocabulary import Vocabulary, open_vocabulary
 
 Progress = Callable[[float], None]  # called with the share of the work done, 0 to 1
 
-_WARM_UP = (1, 2, 4, 8, 16, 64)  # tokens of the steps that are measured before the first request
+# Steps that are measured before the first request: tokens of answers, again while the time lasts, and of prompts.
+_WARM_UP_ANSWERS, _WARM_UP_ROUNDS, _WARM_UP_SECONDS = (1, 2, 3, 4, 5, 8), 3, 0.2
+_WARM_UP_PROMPTS = (16, 64)
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +92,7 @@ class Engine:
         """
         threads = max(1, config.num_threads // config.processes)
         torch.set_num_threads(threads)  # holds for the calling thread: the one that will run the steps
+        config = settled(config)
         with open_checkpoint(path) as checkpoint:
             memory = plan(checkpoint, config)
             on_plan(memory)
@@ -98,7 +102,12 @@ class Engine:
             template = ChatTemplate.of(checkpoint, vocabulary, limit * vocabulary.longest_token)
             runner = workers.load_runner(path, checkpoint, config, memory.num_blocks, progress)
         try:
-            pace = Pace(config.step_seconds, smallest=config.max_running, largest=max(STEP_TOKENS, config.max_running))
+            pace = Pace(
+                config.step_seconds,
+                smallest=config.max_running,
+                largest=max(STEP_TOKENS, config.max_running),
+                position_cost=position_cost(runner.model.config),
+            )
             engine = cls(
                 runner=runner,
                 vocabulary=vocabulary,
@@ -122,9 +131,18 @@ class Engine:
 
     def warm_up(self) -> None:
         """Measures steps of several sizes, then runs one request the usual way; nothing is left behind."""
-        for count in _WARM_UP:
-            if count <= min(self.context_length, self.scheduler.blocks.num_blocks * self.config.block_size):
-                self._measure(count)
+        most = min(self.context_length, self.scheduler.blocks.num_blocks * self.config.block_size)
+        self._time_step(1, is_prompt=False)  # the first one ever is slow
+        began = time.perf_counter()
+        for turn in range(_WARM_UP_ROUNDS):
+            if turn and time.perf_counter() - began > _WARM_UP_SECONDS:
+                break
+            for count in _WARM_UP_ANSWERS:
+                if count <= most:
+                    self.pace.record(count, self._time_step(count, is_prompt=False))
+        for count in _WARM_UP_PROMPTS:
+            if count <= most:
+                self.pace.record(count, self._time_step(count, is_prompt=True), context=0.0)
         self.add(Request(id=-1, prompt=[0], max_tokens=2, ignore_end=True))
         while self.has_work:
             self.step()
@@ -132,15 +150,14 @@ class Engine:
         self.timings = Timings()
         self._count()
 
-    def _measure(self, count: int) -> None:
-        """Tells the pace how long a step of `count` tokens takes. No block is in use yet, so any will do."""
+    def _time_step(self, count: int, *, is_prompt: bool) -> float:
+        """Seconds of a step of `count` tokens, without what Python does. No block is in use yet, so any will do."""
         sequence = Sequence.of([0] * count, 1)
         sequence.block_table = [*range(-(-count // self.config.block_size))]
-        for is_cold in (True, False):
-            began = time.perf_counter()
-            self.runner.run([Chunk(sequence, 0, count)])
-            if not is_cold:
-                self.pace.record(count, time.perf_counter() - began)
+        sequence.every_row = not is_prompt  # of answers and guesses every row is needed
+        began = time.perf_counter()
+        self.runner.run([Chunk(sequence, 0, count)])
+        return time.perf_counter() - began
 
     def watch(self, on_lost: Callable[[ProcessLost], None]) -> None:
         """`on_lost` is called, from another thread, when a process of the engine dies while no step runs."""
@@ -184,29 +201,40 @@ class Engine:
         deltas = [self._expire(sequence) for sequence in self.scheduler.expire(began)]
         decoding = self.scheduler.decoding
         self.speculation.plan(decoding)
-        self.stats.token_budget = self.config.token_budget or self.pace.budget(len(decoding))
+        read = max((s.num_computed for s in self.scheduler.running if s.num_remaining > 1), default=0)
+        self.stats.token_budget = self.config.token_budget or self.pace.budget(len(decoding), read)
         chunks = self.scheduler.schedule(began, self.stats.token_budget)
         for chunk in chunks:
             self._open[chunk.sequence].pulse.begin(self.timings, began)
         self._guess(chunks)
-        for chunk, result in zip(chunks, self._run(chunks), strict=True):
+        results = self._run(chunks)
+        now = self._clock()
+        for chunk, result in zip(chunks, results, strict=True):
             if isinstance(result, GenerationError):
                 deltas.append(self._fail(chunk.sequence, result))
-            elif (delta := self._advance(chunk, result)) is not None:
+            elif (delta := self._advance(chunk, result, now)) is not None:
                 deltas.append(delta)
         if chunks:
             self.stats.steps += 1
             self.stats.step_seconds = self._clock() - began
             self.timings.step.observe(self.stats.step_seconds)
-            count = sum(len(chunk.tokens) for chunk in chunks)
-            self.pace.record(count, self.stats.step_seconds - self.speculation.seconds)
+            self._learn_cost(chunks, self.stats.step_seconds - self.speculation.seconds)
             self.scheduler.step_seconds = self.pace.step_seconds
         self._count()
         return deltas
 
+    def _learn_cost(self, chunks: list[Chunk], seconds: float) -> None:
+        sizes = [chunk.count + len(chunk.draft) for chunk in chunks]
+        context = None
+        if any(chunk.count > 1 for chunk in chunks):
+            before = (size * (chunk.start + size / 2) for chunk, size in zip(chunks, sizes, strict=True))
+            context = sum(before) / sum(sizes)
+        self.pace.record(sum(sizes), seconds, context)
+
     def _guess(self, chunks: list[Chunk]) -> None:
+        wanted = [chunk for chunk in chunks if chunk.draft_room > 0]
         try:
-            self.speculation.propose(chunks, {c.sequence: self._open[c.sequence].sampler for c in chunks})
+            self.speculation.propose(wanted, {c.sequence: self._open[c.sequence].sampler for c in wanted})
         except Exception:
             logger.exception("guessing ahead failed; this step goes without")
             for chunk in chunks:
@@ -230,8 +258,8 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - whatever a kernel raises belongs to this request only
             return GenerationError(f"the model failed on this request: {type(error).__name__}: {error}")
 
-    def _advance(self, chunk: Chunk, rows: Rows) -> Delta | None:
-        """What a chunk's result means: prompt read, tokens sampled, text to show."""
+    def _advance(self, chunk: Chunk, rows: Rows, now: float) -> Delta | None:
+        """What a chunk's result, known since `now`, means: prompt read, tokens sampled, text to show."""
         generation = self._open[chunk.sequence]
         if chunk.start < chunk.sequence.prompt_tokens:
             done = min(chunk.start + chunk.count, chunk.sequence.prompt_tokens)
@@ -245,7 +273,7 @@ class Engine:
                 self.scheduler.advance(chunk, [])
                 generation.end_prompt()
             else:
-                self._sample(generation, chunk, rows)
+                self._sample(generation, chunk, rows, now)
         except Exception as error:
             # one request's numbers, grammar or text must not end the others
             if not isinstance(error, (FloatingPointError, GenerationError)):
@@ -257,21 +285,22 @@ class Engine:
             self._close(chunk.sequence)
         return generation.take_news()
 
-    def _sample(self, generation: Generation, chunk: Chunk, rows: Rows) -> None:
+    def _sample(self, generation: Generation, chunk: Chunk, rows: Rows, now: float) -> None:
         assert rows.logits is not None  # a last chunk's rows were asked for
-        logits = rows.logits[-1 - len(chunk.draft) :]
         mask = None if generation.matcher is None else generation.mask
-        sampled = verify(chunk, logits, generation.sampler, mask, generation.add)
+        sampled = verify(chunk, rows.logits, generation.sampler, mask, generation.add, rows.best)
         self.stats.draft_tokens += len(chunk.draft)
         self.stats.accepted_tokens += len(sampled) - 1
         self.stats.completion_tokens += len(sampled)
         self.scheduler.advance(chunk, [one.token for one in sampled])
-        generation.pulse.tokens(self.timings, self._clock(), len(sampled))
-        generation.keep_logprobs(one.logprobs for one in sampled)
+        generation.pulse.tokens(self.timings, now, len(sampled))
+        generation.keep_logprobs(sampled)
 
     def _keep_rows(self, generation: Generation, chunk: Chunk, rows: Rows) -> None:
         """What a request wants to know about its prompt, beside the next token."""
         sequence = chunk.sequence
+        if not (sequence.embed or sequence.every_row):
+            return
         inside = max(0, min(chunk.count, sequence.prompt_tokens - chunk.start))  # positions of the prompt
         if sequence.embed and rows.hidden is not None:
             if not rows.hidden.isfinite().all():

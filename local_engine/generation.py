@@ -16,7 +16,7 @@ from torch import Tensor
 from local_engine.errors import GenerationError
 from local_engine.metrics import Pulse
 from local_engine.request import CallStart, Content, Delta, FinishReason, Part, Request, TokenLogprobs
-from local_engine.sampler import Sampler
+from local_engine.sampler import Sampled, Sampler
 from local_engine.sequence import Sequence
 from local_engine.text.detokeniser import Detokeniser, StopScanner
 from local_engine.text.reply_parser import PLAIN, ReplyParser
@@ -126,8 +126,9 @@ class Generation:
             self._called = self._called or isinstance(part, CallStart)
             self._parts.append(part)
 
-    def keep_logprobs(self, logprobs: Iterable[TokenLogprobs | None]) -> None:
-        self._logprobs += [one for one in logprobs if one is not None]
+    def keep_logprobs(self, sampled: Iterable[Sampled]) -> None:
+        if self.request.sampling.logprobs is not None:
+            self._logprobs += [one.logprobs for one in sampled if one.logprobs is not None]
 
     def keep_prompt_logprobs(self, start: int, logprobs: list[TokenLogprobs]) -> None:
         """Of the prompt tokens behind positions `start` .. ; those that are known already (preempted) are left out."""

@@ -7,6 +7,7 @@ behind, never torn, as each number is one Python object.
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from local_engine.config import EngineConfig
 from local_engine.request import Stats
 
 # name, kind, help, field of `Stats`
@@ -95,13 +96,18 @@ _TIMES = (
 )
 
 
-def exposition(stats: Stats, timings: Timings, ready: bool) -> str:
-    rows = [("ready", "gauge", "1 when the model is loaded.", int(ready))]
+def exposition(stats: Stats, timings: Timings, config: EngineConfig | None = None) -> str:
+    """`config`: how the loaded engine runs; None: it is not ready."""
+    rows = [("ready", "gauge", "1 when the model is loaded.", int(config is not None))]
     rows += [(name, kind, text, getattr(stats, field)) for name, kind, text, field in _ROWS]
     numbers = "".join(
         f"# HELP hatchway_engine_{name} {text}\n# TYPE hatchway_engine_{name} {kind}\nhatchway_engine_{name} {value}\n"
         for name, kind, text, value in rows
     )
+    if config is not None:
+        labels = f'kernels="{config.kernels}",kv_type="{config.kv_type}",quant="{config.quant}"'
+        name = "hatchway_engine_info"
+        numbers += f"# HELP {name} How the engine runs.\n# TYPE {name} gauge\n{name}{{{labels}}} 1\n"
     return numbers + "".join(
         getattr(timings, field).exposition(f"hatchway_engine_{name}", text) for name, text, field in _TIMES
     )

@@ -47,12 +47,18 @@ def reaching(value: float, start: int, vocab_size: int) -> npt.NDArray[np.intp]:
 
     Found by comparing bits, without logarithms.
     """
-    bound = np.uint64(max(0, int(math.exp(-math.exp(min(-value, 700.0))) * 2.0**RESOLUTION) - 8))  # 8: rounding
+    bound = max(0, int(math.exp(-math.exp(min(-value, 700.0))) * 2.0**RESOLUTION) - 8)  # 8: rounding
+    # what is left to do after `_mix` changes only the lower half: most ids are out by the upper one
+    upper = np.uint64(bound << 64 - RESOLUTION >> 33 << 33)
     found = []
     strides = _strides(vocab_size)
+    states, spare = np.empty((2, min(BLOCK, vocab_size)), np.uint64)
     for first in range(0, vocab_size, BLOCK):
-        states = strides[first : first + BLOCK] + np.uint64(start)
-        found.append(np.flatnonzero(_outputs(states) >= bound) + first)
+        part = strides[first : first + BLOCK]
+        z = np.add(part, np.uint64(start), out=states[: len(part)])
+        _mix(z, spare[: len(part)])
+        places = np.flatnonzero(z >= upper)
+        found.append(places[_finished(z[places]) >= np.uint64(bound)] + first)
     return np.concatenate(found)
 
 
@@ -73,12 +79,19 @@ def _output(state: int) -> int:
 
 def _outputs(z: Bits) -> Bits:
     """What `_output` does to a state, from after the addition on; in place."""
-    shifted = z >> np.uint64(30)
-    z ^= shifted
+    _mix(z, np.empty_like(z))
+    return _finished(z)
+
+
+def _mix(z: Bits, spare: Bits) -> None:
+    z ^= np.right_shift(z, np.uint64(30), out=spare)
     z *= np.uint64(FACTORS[0])
-    z ^= np.right_shift(z, np.uint64(27), out=shifted)
+    z ^= np.right_shift(z, np.uint64(27), out=spare)
     z *= np.uint64(FACTORS[1])
-    z ^= np.right_shift(z, np.uint64(31), out=shifted)
+
+
+def _finished(z: Bits) -> Bits:
+    z ^= z >> np.uint64(31)
     z >>= np.uint64(64 - RESOLUTION)
     return z
 

@@ -71,7 +71,22 @@ class Sampler:
         self._bias = _columns(params.logit_bias)
         self._prompt = set(prompt) if params.repetition_penalty != 1 else set()
         self._ends = _ids(sorted(token for token in end_ids if 0 <= token < vocab_size))
-        self._min_tokens = min_tokens
+        self._min_tokens = min_tokens if len(self._ends) else 0
+        # greedy and nothing else: then the largest logit is all there is to know, if nothing may not be sampled
+        self._is_plain = (
+            params.temperature < MIN_TEMPERATURE
+            and params.logprobs is None
+            and not params.logit_bias
+            and params.repetition_penalty == 1
+            and not params.presence_penalty
+            and not params.frequency_penalty
+        )
+
+    def takes_best(self, best: int, mask: Mask | None = None) -> bool:
+        """Whether `best`, the place of a row's largest logit (-1: unknown), is what `sample` would say of that row."""
+        return (
+            self._is_plain and 0 <= best < self.vocab_size and mask is None and self.num_generated >= self._min_tokens
+        )
 
     def sample(self, logits: Tensor | Row, position: int, mask: Mask | None = None) -> Sampled:
         """The token at `position` (its index among the sequence's tokens). Records nothing: `accept` does.
@@ -115,13 +130,14 @@ class Sampler:
         return int(ids[scores.argmax()])
 
     def _contenders(self, row: Row, likeliest: int, start: int) -> Ids:
-        """The ids among which the largest sum must be, ascending.
+        """The ids among which the largest sum must be, ascending; some perhaps twice.
 
         Those NEAR the likeliest, and of the others, which need that much more noise than it has, those that have it.
         """
         own = float(noise.gumbel_of(noise.bits(start, np.array([likeliest])))[0])
         near = np.flatnonzero(row >= self._cut(row[likeliest], -NEAR))
-        return np.union1d(near, noise.reaching(own + NEAR - 1e-3, start, len(row)))
+        far = noise.reaching(own + NEAR - 1e-3, start, len(row))
+        return np.sort(np.concatenate((near, far)))  # one that is in both does no harm
 
     def _adjusted(self, row: Row, ahead: Sequence[int]) -> Row:
         """Bias, then repetition over prompt and answer, then presence and frequency over the answer."""
@@ -149,7 +165,7 @@ class Sampler:
             row = np.where(mask[: self.vocab_size], row, np.float32(-np.inf))
             if row.max() == -np.inf:
                 raise GenerationError("the grammar allows no token at this point")
-        if len(self._ends) and self.num_generated + num_ahead < self._min_tokens:
+        if self.num_generated + num_ahead < self._min_tokens:
             without = row.copy()
             without[self._ends] = -np.inf
             if without.max() > -np.inf:
@@ -172,15 +188,19 @@ class Sampler:
     def _nucleus(self, logits: Row, largest: np.float32) -> Ids:
         """Places of the fewest likeliest candidates whose probabilities reach top-p; at least one. In no order."""
         with np.errstate(over="ignore"):  # a difference of the largest numbers: minus infinity, whose share is 0
-            shares = np.exp((logits - largest) / np.float32(self.params.temperature))
+            shares = logits - largest
+            shares /= np.float32(self.params.temperature)
+            np.exp(shares, out=shares)
         total = float(shares.sum(dtype=np.float64))
         # What is in the nucleus has more than 1 - top_p of the mass at and below it, so at least an even part of that.
         bound = 0.99 * (1 - self.params.top_p) * total / len(shares)
-        falling = np.sort(shares[shares >= np.float32(bound)])[::-1]  # of values: several times faster than of places
+        places = np.flatnonzero(shares >= np.float32(bound))
+        shares = shares[places]
+        falling = np.sort(shares)[::-1]  # of values: several times faster than of places
         count = int(np.searchsorted(falling.cumsum(dtype=np.float64), self.params.top_p * total)) + 1
         least = falling[min(count, len(falling)) - 1]
-        above = np.flatnonzero(shares > least)
-        return np.concatenate((above, np.flatnonzero(shares == least)[: count - len(above)]))
+        above = places[shares > least]
+        return np.concatenate((above, places[shares == least][: count - len(above)]))
 
     def _cut(self, largest: np.float32, nats: float) -> np.float32:
         """The logit that lies `nats` (negative) under the largest one after temperature; rounded down."""
@@ -213,7 +233,7 @@ def _largest(row: Row, count: int) -> Ids:
     width = len(row) // max(4 * count, 256)
     if width > 1:
         # Each of `count` stretches has an entry of at least the bound: what is under it cannot be among the largest.
-        maxima = row[: len(row) // width * width].reshape(-1, width).max(1)
+        maxima = row[: len(row) // width * width].reshape(width, -1).max(0)
         bound = np.partition(maxima, len(maxima) - count)[len(maxima) - count]
         places = np.flatnonzero(row >= bound)
     else:

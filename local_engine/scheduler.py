@@ -31,7 +31,7 @@ from local_engine.sequence import Chunk, Sequence, Status
 AGEING_SECONDS = 10.0
 PREEMPTIONS_UNTIL_RESERVED = 2
 SHARED_BLOCKS_WORTH_WAITING = 2  # fewer are computed twice rather than waited for
-UNDIVIDED = 32  # tokens: a prompt with no more left is read as a whole, if it can be, before the next in line
+UNDIVIDED = 64  # tokens: a prompt with no more left is read as a whole, if it can be, before the next in line
 MAX_DEFERRED = 64  # steps that a prompt waits for another's prefix
 MAX_ROWS = 128  # tokens of a chunk whose every row is wanted: a row of logits is as long as the vocabulary
 MAX_RETRY_AFTER = 60  # seconds

@@ -13,7 +13,8 @@ tokens of the step), measured, so mixtures of experts, kernels with steps in the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,22 +52,30 @@ def verify(
     sampler: Sampler,
     mask_of: Callable[[], Mask | None] | None = None,
     ends: Callable[[int], bool] | None = None,
+    best: list[int] | None = None,
 ) -> list[Sampled]:
     """The tokens that the sequence goes on with: the guesses that came true and the one after them; at least one.
 
     logits [n, V]: the last 1 + len(chunk.draft) rows count. `mask_of` is asked before each row. Each token is recorded
-    with the sampler, then `ends` is called with it; behind a token that ends the answer nothing is sampled. Raises
-    what `Sampler.sample` raises.
+    with the sampler, then `ends` is called with it; behind a token that ends the answer nothing is sampled. `best`:
+    the place of each row's largest logit, -1 where it is unknown; where that is all that counts, `logits` are not
+    looked at. Raises what `Sampler.sample` raises.
     """
-    position = chunk.start + chunk.count
-    rows: Rows = np.asarray(logits)[-1 - len(chunk.draft) :]
+    position, draft = chunk.start + chunk.count, chunk.draft
+    first = len(logits) - 1 - len(draft)
+    rows: Rows | None = None
     sampled: list[Sampled] = []
-    for index, row in enumerate(rows):
-        one = sampler.sample(row, position + index, None if mask_of is None else mask_of())
+    for index in range(1 + len(draft)):
+        mask = None if mask_of is None else mask_of()
+        if best is not None and sampler.takes_best(best[first + index], mask):
+            one = Sampled(best[first + index])
+        else:
+            rows = np.asarray(logits) if rows is None else rows
+            one = sampler.sample(rows[first + index], position + index, mask)
         sampler.accept(one.token)
         sampled.append(one)
         ended = ends is not None and ends(one.token)
-        if ended or index == len(chunk.draft) or one.token != chunk.draft[index]:
+        if ended or index == len(draft) or one.token != draft[index]:
             break
     return sampled
 
@@ -190,10 +199,10 @@ class Speculation:
         alone = self._seconds_of(decoding)
         if not alone:
             return {}
-        best, limits = MIN_GAIN * decoding / alone, {}
+        best, chosen = MIN_GAIN * decoding / alone, list[Sequence]()
         draft_time = sorted(self._draft_times)[(len(self._draft_times) - 1) // 2] if self._draft_times else 0.0
         # where each guess in a row costs its own time, the deepest ones may not be worth it though they are likely
-        depths = range(1 if draft_time > 0.001 * alone else self.draft_tokens, self.draft_tokens + 1)
+        depths = range(1 if draft_time > 0.005 * alone else self.draft_tokens, self.draft_tokens + 1)
         for depth in depths:
             ranked = sorted(
                 ((gain, s) for s, all_gains in gains.items() for gain in all_gains[:depth]), key=lambda pair: -pair[0]
@@ -203,8 +212,8 @@ class Speculation:
                 tokens += gain
                 seconds = self._seconds_of(decoding + count)
                 if seconds is not None and tokens / (seconds + depth * draft_time) > best:
-                    best, limits = tokens / (seconds + depth * draft_time), _counted(s for _, s in ranked[:count])
-        return limits
+                    best, chosen = tokens / (seconds + depth * draft_time), [s for _, s in ranked[:count]]
+        return Counter(chosen)
 
     def _gains(self, sequence: Sequence, outlook: Outlook, room: int) -> list[float]:
         """Tokens expected from each further guess: the probability that it and all before it come true."""
@@ -249,10 +258,3 @@ class Speculation:
             if token != guess:
                 break
         history.guesses = []
-
-
-def _counted(sequences: Iterator[Sequence]) -> dict[Sequence, int]:
-    counts: dict[Sequence, int] = {}
-    for sequence in sequences:
-        counts[sequence] = counts.get(sequence, 0) + 1
-    return counts

@@ -191,7 +191,8 @@ class Server:
         await send_json(send, 200, self._model())
 
     async def metrics(self, arrival: Arrival, receive: Receive, send: Send) -> None:
-        text = exposition(self.engine.stats, self.engine.timings, self.engine.state == "ready")
+        config = self.engine.engine.config if self.engine.state == "ready" else None
+        text = exposition(self.engine.stats, self.engine.timings, config)
         await send_body(send, 200, "text/plain; version=0.0.4; charset=utf-8", text.encode())
 
     async def tokenize(self, arrival: Arrival, receive: Receive, send: Send) -> None:

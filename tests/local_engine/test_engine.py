@@ -139,7 +139,7 @@ def test_only_the_request_with_bad_logits_fails(
     def poisoned(chunks: list[Any]) -> list[Any]:
         results = forward(chunks)
         return [
-            replace(r, logits=torch.full_like(r.logits, float("nan")))
+            replace(r, logits=torch.full_like(r.logits, float("nan")), best=None)
             if r.logits is not None and c.sequence.tokens[0] == 77
             else r
             for c, r in zip(chunks, results, strict=True)
@@ -315,7 +315,7 @@ def test_speculation_changes_no_token(tiny: Callable[..., Engine], run: Any) -> 
         engine = tiny(draft=draft, step_seconds=5.0)
         engine.vocabulary.end_ids = frozenset()
         if draft != "off":  # as if a step took the same time whatever its size, so that guessing always pays
-            engine.pace.seconds_of = lambda tokens: 0.01
+            engine.speculation._seconds_of = lambda tokens: 0.01
         one = run(engine)
         one.add(1, [5, 9, 200, 31] * 12, 60, logit_bias={5: 4.0, 9: 4.0})
         one.add(2, [7, 8] * 20, 60, temperature=0.8, seed=3, presence_penalty=0.3)
@@ -337,7 +337,7 @@ def test_a_prompt_of_numbers_that_are_not_finite_leaves_nothing_to_find(
 
     def run_(chunks: list[Any]) -> list[Any]:
         results = forward(chunks)
-        return [replace(r, logits=r.logits * float("nan")) if poison[0] else r for r in results]
+        return [replace(r, logits=r.logits * float("nan"), best=None) if poison[0] else r for r in results]
 
     monkeypatch.setattr(engine.runner, "run", run_)
     one = run(engine)

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from local_engine.config import EngineConfig
 from local_engine.metrics import BOUNDS, Histogram, Pulse, Timings, exposition
 from local_engine.request import Stats
 
@@ -18,17 +19,23 @@ def samples(text: str) -> dict[str, float]:
 
 def test_every_counter_is_shown() -> None:
     numbers = {field.name: index + 1 for index, field in enumerate(fields(Stats))}
-    shown = samples(exposition(Stats(**numbers), Timings(), ready=True))
+    shown = samples(exposition(Stats(**numbers), Timings(), EngineConfig()))
     assert set(numbers.values()) - {numbers["step_seconds"], numbers["retry_after"]} <= set(shown.values())
     assert shown["cached_tokens_total"] == numbers["cached_tokens"] and shown["ready"] == 1
-    assert samples(exposition(Stats(), Timings(), ready=False))["ready"] == 0
+    assert samples(exposition(Stats(), Timings()))["ready"] == 0
+
+
+def test_how_the_engine_runs_is_shown_once_it_does() -> None:
+    config = EngineConfig(kernels="cpu", kv_type="fp16", quant="int4")
+    assert samples(exposition(Stats(), Timings(), config))["infocpufp16int4"] == 1
+    assert not any(name.startswith("info") for name in samples(exposition(Stats(), Timings())))
 
 
 def test_a_histogram_counts_up_to_each_bound() -> None:
     timings = Timings()
     for seconds in (0.0005, 0.001, 0.0011, 0.3, 500.0):
         timings.step.observe(seconds)
-    shown = samples(exposition(Stats(), timings, ready=True))
+    shown = samples(exposition(Stats(), timings))
     assert shown["step_seconds_bucket0.001"] == 2 and shown["step_seconds_bucket0.0025"] == 3
     assert shown["step_seconds_bucket0.5"] == 4 and shown["step_seconds_bucket120.0"] == 4
     assert shown["step_seconds_bucket+Inf"] == shown["step_seconds_count"] == 5

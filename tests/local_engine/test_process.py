@@ -1,6 +1,7 @@
 """The process: starting, refusing to start, being told to stop; and the engine's thread when things go wrong."""
 
 import asyncio
+import gc
 import json
 import signal
 import socket
@@ -132,6 +133,15 @@ async def collect(stream: Any) -> tuple[str, Any]:
         text += delta.text
         last = delta
     return text, last
+
+
+async def test_what_is_loaded_is_not_looked_through_for_garbage(tiny: Callable[..., Engine]) -> None:
+    gc.unfreeze()
+    try:
+        async with running(tiny()):
+            assert gc.isenabled() and gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
 
 
 async def test_one_request_too_many_is_refused_and_a_place_comes_back(tiny: Callable[..., Engine]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from local_engine.batch import Batch
-from local_engine.kv_memory import KVMemory, bytes_per_block
+from local_engine.kv_memory import KVMemory, KVType, bytes_per_block
 from local_engine.model import Model
 from local_engine.model_config import ModelConfig
 from local_engine.parallel import Shard
@@ -163,14 +163,14 @@ def test_a_window_ends_where_it_says(window: int, cuts: list[int]) -> None:
         assert same == (place <= position - window), place
 
 
-@pytest.mark.parametrize("kv_type", ["fp32", "int8"])
-def test_numbers_that_are_not_finite_stay_with_their_sequence(kv_type: str) -> None:
+@pytest.mark.parametrize("kv_type", ["fp32", "fp16", "int8"])
+def test_numbers_that_are_not_finite_stay_with_their_sequence(kv_type: KVType) -> None:
     weights = random_weights(CONFIGS["experts"])
     assert isinstance(weights.embedding, Tensor)
     embedding = weights.embedding.clone()
     embedding[7] = math.nan
     model = Model(CONFIGS["experts"], replace(weights, embedding=embedding), 64)
-    runner = Runner(model, 12, SIZE, "int8" if kv_type == "int8" else "fp32")
+    runner = Runner(model, 12, SIZE, kv_type)
     broken, sound = sequence_of([5, 7, 9], [0]), sequence_of(TEXT, [1, 2, 3, 4, 5])
     alone = logits(runner.run([Chunk(sound, 0, len(TEXT))])[0]).clone()
     rows = runner.run([Chunk(broken, 0, 3), Chunk(sound, 0, len(TEXT))])
@@ -180,20 +180,34 @@ def test_numbers_that_are_not_finite_stay_with_their_sequence(kv_type: str) -> N
     assert logits(after).isfinite().all()
 
 
-def test_int8_keys_and_values_are_close(model: Model) -> None:
-    """Each element of a key or value is off by at most 1/254 of its vector's largest; so the logits move, but little:
-    by less than 2 % of their spread, root mean square."""
+@pytest.mark.parametrize(("kv_type", "least", "most"), [("int8", 1e-4, 0.02), ("fp16", 1e-6, 1e-3)])
+def test_narrow_keys_and_values_are_close(model: Model, kv_type: KVType, least: float, most: float) -> None:
+    """Each element of a key or value is off by at most 1/254 of its vector's largest, or as fp16 by 1/2048 of itself.
+
+    So the logits move, but little: by less than 2 % of their spread, or 0.1 %, root mean square.
+    """
     expected = whole(model, TEXT)
     for cuts in ([], [5, 6, 7, 13], list(range(1, len(TEXT)))):
-        got = read_in(Runner(model, 8, SIZE, "int8"), sequence_of(TEXT, [6, 1, 4, 0, 7], every_row=True), cuts)
+        got = read_in(Runner(model, 8, SIZE, kv_type), sequence_of(TEXT, [6, 1, 4, 0, 7], every_row=True), cuts)
         error = float((got - expected).square().mean().sqrt() / expected.std())
-        assert 1e-4 < error < 0.02, cuts
+        assert least < error < most, cuts
+
+
+def test_fp16_memory_saturates() -> None:
+    memory = KVMemory(PLAIN, 2, 4, "fp16")
+    values = torch.full((1, 2 * PLAIN.num_kv_heads, PLAIN.head_dim), 1e6)
+    values[0, 0, 0], values[0, 0, 1] = -1e6, math.inf
+    memory.write(1, torch.tensor([5]), values)
+    written = memory.layers[1][:, 1, 1]
+    assert written.dtype == torch.float16
+    assert written[0, :3].tolist() == [-65504.0, math.inf, 65504.0] and bool((written[1:] == 65504.0).all())
 
 
 @pytest.mark.parametrize("shard", [Shard(), Shard(1, 2), Shard(3, 4)])
 @pytest.mark.parametrize("config", [PLAIN, CONFIGS["rich"]])
 def test_bytes_of_a_block_are_what_it_takes(config: ModelConfig, shard: Shard) -> None:
-    for kv_type in ("fp32", "int8"):
+    kv_types: tuple[KVType, ...] = ("fp32", "fp16", "int8")
+    for kv_type in kv_types:
         memory = KVMemory(config, 10, 8, kv_type, shard)
         taken = sum(tensor.nbytes for tensor in memory.layers)
         taken += sum(tensor.nbytes for tensor in memory.scales if tensor is not None)

@@ -199,6 +199,58 @@ def test_numbers_that_are_not_finite_fail_where_they_are_reached() -> None:
         verify(chunk_of([4, 5]), logits, sampler)
 
 
+def test_where_the_largest_logit_is_known_the_logits_are_not_looked_at() -> None:
+    unreadable = torch.full((3, 10), float("nan"))
+    assert tokens(verify(chunk_of([4, 5]), unreadable, Sampler(SamplingParams(), [], 10), best=[4, 5, 6])) == [4, 5, 6]
+    assert tokens(verify(chunk_of([4, 9]), unreadable, Sampler(SamplingParams(), [], 10), best=[4, 5, 6])) == [4, 5]
+    assert tokens(verify(chunk_of([4]), unreadable, Sampler(SamplingParams(), [], 10), best=[1, 4, 5])) == [4, 5]
+    with pytest.raises(FloatingPointError):
+        verify(chunk_of([4, 5]), unreadable, Sampler(SamplingParams(), [], 10), best=[4, -1, 6])
+
+
+@pytest.mark.parametrize(
+    ("params", "place"),
+    [
+        (SamplingParams(logit_bias={7: 9.0}), 7),
+        (SamplingParams(repetition_penalty=4.0), 5),
+        (SamplingParams(presence_penalty=2.0), 5),
+        (SamplingParams(frequency_penalty=2.0), 5),
+    ],
+)
+def test_a_largest_logit_is_not_the_token_where_more_counts(params: SamplingParams, place: int) -> None:
+    logits = rows(4)
+    logits[0, 5] = 0.5
+    sampler = Sampler(params, [4], 10)
+    sampler.accept(4)
+    assert tokens(verify(chunk_of([]), logits, sampler, best=[4])) == [place]
+
+
+def test_a_largest_logit_is_not_the_token_where_something_may_not_be_sampled() -> None:
+    logits = rows(4)
+    logits[0, 5] = 0.5
+    mask = np.arange(10) == 5
+    assert tokens(verify(chunk_of([]), logits, Sampler(SamplingParams(), [], 10), lambda: mask, best=[4])) == [5]
+    young = Sampler(SamplingParams(), [], 10, end_ids=[4], min_tokens=1)
+    assert tokens(verify(chunk_of([]), logits, young, best=[4])) == [5]
+    assert tokens(verify(chunk_of([]), logits, young, best=[4])) == [4], "old enough now"
+    fewer = Sampler(SamplingParams(), [], 4)  # a model may have more rows of logits than there are tokens
+    assert tokens(verify(chunk_of([]), logits, fewer, best=[4])) == [0]
+
+
+def test_log_probabilities_are_of_the_logits() -> None:
+    found = verify(chunk_of([]), rows(4), Sampler(SamplingParams(logprobs=0), [], 10), best=[4])
+    assert found[0].logprobs is not None and found[0].logprobs.token == 4
+
+
+def test_a_temperature_draws_from_the_logits() -> None:
+    logits = torch.zeros(1, 10)
+    drawn = {
+        verify(chunk_of([]), logits, Sampler(SamplingParams(temperature=1.0, seed=n), [], 10), best=[4])[0].token
+        for n in range(30)
+    }
+    assert len(drawn) > 5
+
+
 # What the cache holds afterwards.
 
 
