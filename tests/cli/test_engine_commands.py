@@ -14,8 +14,10 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from gateway.cli.bench import BenchPeer
 from gateway.cli.engine import app
 from gateway.model_store import ModelError, ModelStore
+from local_engine.benchmark_peers import PEERS
 from tests.local_engine.conftest import write_tiny
 
 PROGRAM = "from gateway.cli import main; main()"
@@ -70,8 +72,9 @@ def test_models_that_are_not_here_are_named(environment: dict[str, str], argumen
 
 @pytest.fixture
 def served(environment: dict[str, str], tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    options = "--model tiny --port 0 --quant int8 --draft off --kv-type int8 --kv-tokens 528 --context-length 200"
-    options += " --max-running 2 --max-waiting 1 --threads 1 --no-prefix-cache --step-ms 50 --request-timeout 60"
+    options = "--model tiny --port 0 --quant int8 --draft off --kernels reference --kv-type int8 --kv-tokens 528"
+    options += " --context-length 200 --max-running 2 --max-waiting 1 --threads 1 --no-prefix-cache --step-ms 50"
+    options += " --request-timeout 60"
     log = tmp_path / "log"
     with log.open("w") as errors:
         command = [sys.executable, "-c", PROGRAM, "engine", *options.split()]
@@ -92,29 +95,41 @@ def test_every_option_reaches_the_engine(served: tuple[subprocess.Popen[str], Pa
     [model] = httpx.get(f"{url}/v1/models").json()["data"]
     assert (model["id"], model["context_length"]) == ("tiny", 200)
     assert "528 tokens in 33 blocks, int8" in log.read_text()
+    assert "fp32; " in log.read_text() and "C++" not in log.read_text()
     assert any((home / "weights").iterdir())  # the weights it quantised are kept
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
 
 
 def test_the_benchmark_measures_and_ends_in_json(environment: dict[str, str]) -> None:
-    done = run(environment, "bench", "engine", "--model", "tiny", "--runs", "1", "--threads", "1", "--peers")
+    options = "--model tiny --runs 2 --threads 1 --kernels reference --kv-type int8 --peer llama_cpp --peer vllm"
+    done = run(environment, "bench", "engine", *options.split(), "--peers-python", "/nowhere/python")
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
     found = json.loads(last)
-    assert found["model"] == "any.gguf" and found["runs"] == 1 and found["threads"] == 1
-    rates = ("ttft_short_ms", "decode_short", "batch_4", "batch_8", "batch_16", "memory_read", "fp32_product")
-    assert all(found["hatchway"][name] > 0 for name in (*rates, "load_s", "resident_mb"))
-    assert "decode_long" not in found["hatchway"]  # 512 tokens do not fit the tiny model's context
+    assert (found["model"], found["runs"], found["threads"]) == ("any.gguf", 2, 1)
+    assert (found["kernels"], found["kv_type"]) == ("reference", "int8")
+    rates = ("ttft_short_ms", "decode_short", "batch_4", "batch_8", "batch_16")
+    ours = found["hatchway"]
+    assert all(ours[name] > 0 and 0 < ours[f"{name}_outside"] < 100 for name in rates)
+    assert all(ours[name] > 0 for name in ("load_s", "ready_s", "resident_mb", "resident_used_mb"))
+    assert ours["decode_short"] <= ours["decode_short_best"] and ours["ttft_short_ms_best"] <= ours["ttft_short_ms"]
+    assert "decode_long" not in ours  # 512 tokens do not fit the tiny model's context
+    assert found["limits"]["decode_share"] > 0 and "prefill_share" not in found["limits"]
     assert any("decode of 16 sequences together" in line for line in table)
-    # a peer that is not here is said to be absent, and one that cannot run this file does not end the benchmark
-    assert set(found["peers"]) == {"llama_cpp", "transformers"}
-    assert "absent" in found["peers"]["llama_cpp"] or "failed" in found["peers"]["llama_cpp"]
+    # a peer that cannot be started is named with the reason, and does not end the benchmark
+    assert found["peers"]["llama_cpp"].keys() == found["peers"]["vllm"].keys() == {"failed"}
+    assert any(line.startswith("llama_cpp: `/nowhere/python` cannot be run") for line in table)
+    assert "ratios" not in found
+
+
+def test_peers_have_the_same_names_on_both_sides() -> None:
+    assert [peer.value for peer in BenchPeer] == list(PEERS)
 
 
 def test_the_benchmark_of_what_is_no_model_says_so(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
-    done = run(environment, "bench", "engine", "--model", str(tmp_path / "bad.gguf"))
+    done = run(environment, "bench", "engine", "--model", str(tmp_path / "bad.gguf"), "--kernels", "reference")
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 

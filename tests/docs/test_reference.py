@@ -27,6 +27,7 @@ from gateway.protocols.complaint_codes import CODES
 from gateway.shadow import WORKER_STOPPED
 from gateway.telemetry import ControlMetrics, Metrics
 from gateway.types import Shift, Usage
+from local_engine.config import EngineConfig
 from local_engine.metrics import Timings, exposition
 from local_engine.request import Stats
 from tests.docs.blocks import ROOT
@@ -99,7 +100,7 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
 
 
 def test_metrics_page_has_every_metric_of_the_engine() -> None:
-    families = text_string_to_metric_families(exposition(Stats(), Timings(), ready=True))
+    families = text_string_to_metric_families(exposition(Stats(), Timings(), EngineConfig()))
     found = {f"{one.name}_total" if one.type == "counter" else one.name: one.type for one in families}
     rows = table(DOCS / "reference" / "metrics.md", "## The local engine")
     assert {name: kind for name, kind, _ in rows} == found and len(rows) == len(found)
