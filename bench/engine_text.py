@@ -159,7 +159,7 @@ def main() -> int:
     for name, one in divergence.items():
         same = f"{one['same_likeliest']:.2%}"
         print(f"{name:12} {one['kl']:12.3e} {one['perplexity']:11.4f} {same:>15} {one['tokens']:7.0f}")
-    result["divergence"] = {n: {k: round(v, 7) for k, v in one.items()} for n, one in divergence.items()}
+    result["divergence"] = {n: {k: float(f"{v:.5g}") for k, v in one.items()} for n, one in divergence.items()}
     if "llama.cpp" in divergence and divergence["hatchway"]["kl"] > 0:
         result["kl_ratio"] = round(divergence["llama.cpp"]["kl"] / divergence["hatchway"]["kl"], 3)
     print(json.dumps(result))

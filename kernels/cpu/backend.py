@@ -23,6 +23,8 @@ Int32, Int64, Float = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # exports an fp32 matrix product
 
+FEW_ROWS = 16
+
 SIGNATURES = {
     "hatchway_start": (Pointer, (Int32,)),
     "hatchway_end": (None, (Pointer,)),
@@ -127,31 +129,40 @@ class Operations:
         for matrix in matrices:
             for part in matrix.parts:
                 groups.setdefault(_shape(part), []).append(part)
-        identity = f"{self.library.key} threads {self.team.size}"
+        identity = f"{self.library.key} threads {self.team.size} few rows {FEW_ROWS}"
         table = choose(
             self.library.path.parent,
             identity,
             groups,
-            variants=lambda part, rows: len(_variants(part)),
+            variants=lambda part, rows: len(_variants(part, rows)),
             product=self._product,
             exact=lambda part: part.kind != FP32,
         )
         for matrix in matrices:
-            matrix.choose(lambda part: [_variants(part)[number] for number in _by_size(table[_shape(part)])])
+            matrix.choose(lambda part: _by_size(part, table[_shape(part)]))
 
     def _product(self, part: MatrixStruct, x: Tensor, number: int) -> Tensor:
         out = torch.empty(len(x), part.rows)
         self.library.functions.hatchway_product(
-            self.team.handle, part, x.data_ptr(), len(x), out.data_ptr(), part.rows, None, _variants(part)[number]
+            self.team.handle,
+            part,
+            x.data_ptr(),
+            len(x),
+            out.data_ptr(),
+            part.rows,
+            None,
+            _variants(part, len(x))[number],
         )
         return out
 
 
-def _variants(part: MatrixStruct) -> tuple[int, ...]:
-    """What a part can be multiplied with; the first always works."""
+def _variants(part: MatrixStruct, rows: int) -> tuple[int, ...]:
+    """What a part can be multiplied with. The first always works, and is what to expect to be the fastest."""
     if part.kind == FP32:
         return NARROW, BLAS
-    return (WIDE, NARROW) if part.span == 32 and part.scale_bytes == 2 else (WIDE,)
+    if part.span != 32 or part.scale_bytes != 2:
+        return (WIDE,)
+    return (NARROW, WIDE) if rows <= FEW_ROWS else (WIDE, NARROW)
 
 
 def _shape(part: MatrixStruct) -> Shape:
@@ -159,9 +170,13 @@ def _shape(part: MatrixStruct) -> Shape:
     return f"{names[part.kind]} {part.span} {part.scale_bytes} {part.has_minimum}", part.rows, part.columns
 
 
-def _by_size(chosen: Sequence[int]) -> list[int]:
-    """Of the numbers of rows that were measured, for the ones that a matrix has a variant for: the next below."""
-    return [chosen[max(index for index, measured in enumerate(ROWS) if measured <= rows)] for rows in tiles.SIZES]
+def _by_size(part: MatrixStruct, numbers: Sequence[int]) -> list[int]:
+    """Of the numbers of rows that were measured, for those that a matrix has a variant for: the next below."""
+    found = []
+    for size in tiles.SIZES:
+        index = max(index for index, measured in enumerate(ROWS) if measured <= size)
+        found.append(_variants(part, ROWS[index])[numbers[index]])
+    return found
 
 
 def _matrices(decoder: Decoder) -> Iterator[Tiles]:

@@ -52,7 +52,7 @@ def test_ratios_say_how_many_times_as_fast_ours_is() -> None:
 
 
 def test_limits_are_what_the_machine_allows() -> None:
-    ours = column((50,), (1,)) | {"prefill_long": figure("prefill_long", "tok/s", 250)}
+    ours = column((50, 30, 20), (1,)) | {"prefill_long": figure("prefill_long", "tok/s", 250)}
     found = limits({"hatchway": ours, "machine": MACHINE}, Reading(weight_bytes=100_000_000, products=100_000_000))
     assert (found["decode_limit_tok_s"], found["decode_share"]) == (100, 0.5)
     assert (found["prefill_limit_tok_s"], found["prefill_share"]) == (500, 0.5)
