@@ -29,7 +29,7 @@ format: $(VENV)/.dev  ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 
 bench: install $(VENV)/.test  ## run the benchmarks; each prints a table and a JSON line
-	@for name in start gateway upstream_client ledger decision engine_greedy; do \
+	@for name in start gateway upstream_client ledger decision engine_greedy engine_kernels engine_text mixed_load speculation; do \
 		echo "== bench/$$name.py"; $(BIN)/python -m bench.$$name || exit 1; done
 
 clean:  ## remove the environment and caches; never the state folder

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.cpu import attention, step, tiles
+from kernels.cpu.arena import Arena
 from kernels.cpu.attention import Attention
 from kernels.cpu.choice import ROWS, Shape, choose
 from kernels.cpu.library import Library
@@ -74,9 +75,10 @@ class Operations:
     def __init__(self, library: Library, team: Team) -> None:
         self.library = library
         self.team = team
+        self.arena = Arena()
 
     def prepare(self, matrix: Matrix) -> Matrix:
-        return tiles.prepare(self.library.functions, self.team.handle, matrix)
+        return tiles.prepare(self.library.functions, self.team.handle, self.arena, matrix)
 
     def linear(self, x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
         if isinstance(matrix, Packed):

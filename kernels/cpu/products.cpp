@@ -23,6 +23,7 @@ constexpr int WIDE_ROWS = 6;       // rows x 16 outputs fill the registers
 constexpr int PANEL = 576;         // columns made ready at once: 18 KB of first-level cache
 constexpr int ROW_BLOCK = 192;     // activations that stay in the second-level cache while a tile passes over them
 constexpr int BLAS_NUMBERS = 1 << 20;  // weights expanded at once
+constexpr int64_t AHEAD = 4096;      // bytes that are fetched before they are wanted: the processor stops at each page
 constexpr int PART = 4;            // items a thread gets of a product with one row block, so that none waits long
 
 Sgemm library_sgemm = nullptr;
@@ -60,15 +61,17 @@ void narrow(const Matrix& matrix, const uint8_t* block, const RowView& x, Sums<R
     for (int64_t b = 0; b < blocks; b++, block += bytes) {
         v8i dots[ROWS][2] = {};
         const int16_t* q = x.q + b * 32;
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(block + AHEAD + at);
         if constexpr (FOUR) {
             UNROLL for (int v = 0; v < 4; v++) {
                 v16u words[2] = {load<v16u>(block + 32 * v), load<v16u>(block + HALF + 32 * v)};
                 UNROLL for (int i = 0; i < 4; i++) {
-                    const v16s low = (v16s)(words[0] >> (4 * i) & 15), high = (v16s)(words[1] >> (4 * i) & 15);
+                    v16u low = words[0] >> (4 * i), high = words[1] >> (4 * i);
+                    if (i < 3) low &= 15, high &= 15;
                     UNROLL for (int r = 0; r < ROWS; r++) {
                         const v16s pair = splat_pair(q + r * x.q_ld + 2 * (4 * v + i));
-                        dots[r][0] = add_pairs(dots[r][0], low, pair);
-                        dots[r][1] = add_pairs(dots[r][1], high, pair);
+                        dots[r][0] = add_pairs(dots[r][0], (v16s)low, pair);
+                        dots[r][1] = add_pairs(dots[r][1], (v16s)high, pair);
                     }
                 }
             }

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.cpu.arena import Arena
 from kernels.cpu.attention import KV, Batch, Heads
 from kernels.cpu.tiles import StackStruct, Tiles, prepare
 from kernels.decoder import Decoder, DecoderLayer, DenseLayer, ExpertLayer, StepInput, StepOutput, StepRunner
@@ -203,7 +204,7 @@ class CPUStepRunner(StepRunner):
 
     def _experts(self, ffn: ExpertLayer) -> ExpertsStruct:
         count = len(ffn.down)
-        router = prepare(self._functions, self._team.handle, ffn.router)
+        router = prepare(self._functions, self._team.handle, Arena(), ffn.router)
         gate_up = (StackStruct * count)(*map(_stack, ffn.gate_up))
         down = (StackStruct * count)(*map(_stack, ffn.down))
         self._kept += [router, gate_up, down]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kernels.cpu.arena import Arena
 from kernels.packed import Matrix, Packed, Prepared, Stack, unpack
 
 Pointer = ctypes.c_void_p
@@ -118,18 +119,18 @@ class Tiles(Prepared):
                 part.variants[index] = variant
 
 
-def prepare(functions: ctypes.CDLL, team: int, matrix: Matrix) -> Tiles:
+def prepare(functions: ctypes.CDLL, team: int, arena: Arena, matrix: Matrix) -> Tiles:
     """A stored matrix as `Tiles`. What no kernel reads as it is becomes fp32: FP8, and groups of odd sizes."""
     if isinstance(matrix, Tiles):
         return matrix
     assert not isinstance(matrix, Prepared), "a matrix is prepared by one backend"
     parts = matrix.parts if isinstance(matrix, Stack) else (matrix,)
-    return Tiles(functions, [_part(functions, team, part) for part in parts])
+    return Tiles(functions, [_part(functions, team, arena, part) for part in parts])
 
 
-def _part(functions: ctypes.CDLL, team: int, matrix: Tensor | Packed) -> tuple[MatrixStruct, Tensor]:
+def _part(functions: ctypes.CDLL, team: int, arena: Arena, matrix: Tensor | Packed) -> tuple[MatrixStruct, Tensor]:
     if isinstance(matrix, Packed) and (span := _span(matrix)):
-        return _packed(functions, team, matrix, span)
+        return _packed(functions, team, arena, matrix, span)
     floats = unpack(matrix).contiguous()
     return _described(MatrixStruct(FP32, *floats.shape, 32, 4, 0, 0.0, data=floats.data_ptr())), floats
 
@@ -145,7 +146,7 @@ def _span(matrix: Packed) -> int:
     return 16 if tile % 16 == 0 else 0
 
 
-def _packed(functions: ctypes.CDLL, team: int, matrix: Packed, span: int) -> tuple[MatrixStruct, Tensor]:
+def _packed(functions: ctypes.CDLL, team: int, arena: Arena, matrix: Packed, span: int) -> tuple[MatrixStruct, Tensor]:
     format = matrix.format
     eight = format.name == "int8"
     layout = {"int8": UINT8 if format.zeros else INT8, "int4": INT4, "int3": INT3}[format.name]
@@ -166,7 +167,7 @@ def _packed(functions: ctypes.CDLL, team: int, matrix: Packed, span: int) -> tup
     part = MatrixStruct(
         CODES8 if eight else CODES4, *matrix.shape, span, scale.element_size(), int(minimum is not None), offset
     )
-    tiles = _aligned(functions.hatchway_tiles_bytes(part))
+    tiles = arena.take(functions.hatchway_tiles_bytes(part))
     if functions.hatchway_pack(team, source, part, tiles.data_ptr()):
         raise MemoryError(f"no memory to pack {matrix.shape[0]} rows of {matrix.shape[1]} numbers")
     part.data = tiles.data_ptr()
@@ -177,9 +178,3 @@ def _described(part: MatrixStruct) -> MatrixStruct:
     for index, rows in enumerate(SIZES):
         part.variants[index] = NARROW if rows < MANY_ROWS or part.kind == FP32 else WIDE
     return part
-
-
-def _aligned(size: int) -> Tensor:
-    """Bytes that begin where a cache line does."""
-    raw = torch.empty(size + 64, dtype=torch.uint8)
-    return raw[-raw.data_ptr() % 64 :][:size]

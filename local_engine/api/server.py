@@ -62,9 +62,6 @@ class Server:
         self.engine = engine
         self.model = model
         self.created = int(datetime.now(UTC).timestamp())
-        # what an answer depends on beside the request; the same seed gives the same answer while it stays the same
-        config = engine.config
-        self.fingerprint = "hw_" + hashlib.sha256(f"{model} {config.quant} {config.kv_type}".encode()).hexdigest()[:12]
         self._on_failure = on_failure
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/chat/completions": {"POST": self.chat},
@@ -139,6 +136,12 @@ class Server:
         if self.engine.state != "ready":
             raise NotReady(f"the model is not ready: {self.engine.state}")
         return self.engine.engine
+
+    def _fingerprint(self, engine: "Engine") -> str:
+        """Of what an answer depends on beside the request: while it is the same, a seed gives the same answer."""
+        config = engine.config
+        facts = f"{self.model} {config.quant} {config.kernels} {config.kv_type}"
+        return "hw_" + hashlib.sha256(facts.encode()).hexdigest()[:12]
 
     def _require_room(self, places: int, param: str) -> None:
         """Raises `RequestError` when so many answers cannot run now, or never could."""
@@ -232,7 +235,7 @@ class Server:
             salt=arrival.salt(call.options.cache_salt),
             deadline=arrival.deadline,
         )
-        answer = ChatAnswer(self.model, self.fingerprint, call, TokenTexts(engine.vocabulary))
+        answer = ChatAnswer(self.model, self._fingerprint(engine), call, TokenTexts(engine.vocabulary))
         await self._generate(arrival, receive, send, call.options, answer, requests)
 
     async def complete(self, arrival: Arrival, receive: Receive, send: Send) -> None:
@@ -252,7 +255,7 @@ class Server:
         for _, ids in prompts:
             length = answer_length(call.options, len(ids), engine.context_length, DEFAULT_MAX_TOKENS, "prompt")
             requests += call.options.requests(ids, length, **shared)
-        answer = CompletionAnswer(self.model, self.fingerprint, call, TokenTexts(engine.vocabulary), prompts)
+        answer = CompletionAnswer(self.model, self._fingerprint(engine), call, TokenTexts(engine.vocabulary), prompts)
         await self._generate(arrival, receive, send, call.options, answer, requests)
 
     async def embed(self, arrival: Arrival, receive: Receive, send: Send) -> None:
