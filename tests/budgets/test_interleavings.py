@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -141,11 +142,9 @@ class World:
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=STEPS, number=st.uuids())
-def test_every_order_of_steps_keeps_the_budget(
-    database: Database, steps: list[tuple[str, int, int]], number: Any
-) -> None:
-    world = World(database, f"t{number.hex}")
+@given(steps=STEPS)
+def test_every_order_of_steps_keeps_the_budget(database: Database, steps: list[tuple[str, int, int]]) -> None:
+    world = World(database, f"t{uuid4().hex}")  # drawn, it might come twice, and find what was spent the first time
     for what, index, amount in steps:
         world.step(what, index, amount)
         if what in ("serve", "settle", "unknown", "lose", "answer", "die"):

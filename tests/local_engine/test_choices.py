@@ -54,7 +54,9 @@ class ScriptedEngine:
         self.scripts = list(scripts)
         self.requests: list[Request] = []
         vocabulary = SimpleNamespace(size=100, control={}, user_defined={})
-        self.engine = SimpleNamespace(vocabulary=vocabulary, context_length=100, reply_format=PLAIN, grammars=None)
+        self.engine = SimpleNamespace(
+            vocabulary=vocabulary, context_length=100, reply_format=PLAIN, grammars=None, config=EngineConfig()
+        )
 
     async def encode_chat(self, messages: Any, **_: Any) -> Any:
         return SimpleNamespace(ids=[1, 2, 3], tail="")
