@@ -24,7 +24,7 @@ constexpr int PANEL = 576;         // columns made ready at once: 18 KB of first
 constexpr int ROW_BLOCK = 192;     // activations that stay in the second-level cache while a tile passes over them
 constexpr int BLAS_NUMBERS = 1 << 20;  // weights expanded at once
 constexpr int64_t AHEAD = 4096;      // bytes that are fetched before they are wanted: the processor stops at each page
-constexpr int PART = 4;            // items a thread gets of a product with one row block, so that none waits long
+constexpr int PART = 2;  // items a thread gets of a product with one row block: long streams, and none waits long
 
 Sgemm library_sgemm = nullptr;
 
