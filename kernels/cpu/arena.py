@@ -1,7 +1,7 @@
 """Memory for the tiles of a model: on huge pages where the system has them.
 
 A token reads all of it. With pages of 4 KB the processor looks up a page for every few hundred multiplications and
-cannot fetch ahead across their borders: decoding takes 1.4 times as long (`bench/LOG.md`).
+cannot fetch ahead across their borders: reading the weights takes a quarter longer (`bench/LOG.md`).
 """
 
 import ctypes

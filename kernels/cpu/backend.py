@@ -14,7 +14,7 @@ from kernels.cpu.attention import Attention
 from kernels.cpu.choice import ROWS, Shape, choose
 from kernels.cpu.library import Library
 from kernels.cpu.step import CPUStepRunner
-from kernels.cpu.tiles import BLAS, FP32, NARROW, WIDE, MatrixStruct, Tiles
+from kernels.cpu.tiles import BLAS, FEW_ROWS, FP32, NARROW, WIDE, MatrixStruct, Tiles
 from kernels.decoder import Decoder, ExpertLayer, StepRunner
 from kernels.dispatch import Backend
 from kernels.packed import Matrix, Packed
@@ -24,7 +24,6 @@ Int32, Int64, Float = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # exports an fp32 matrix product
 
-FEW_ROWS = 16
 
 SIGNATURES = {
     "hatchway_start": (Pointer, (Int32,)),

@@ -33,10 +33,6 @@ EXPORT void hatchway_free_workspace(void* workspace) { free_workspace(static_cas
 
 EXPORT void hatchway_set_sgemm(void* sgemm) { set_sgemm(reinterpret_cast<Sgemm>(sgemm)); }
 
-EXPORT int32_t hatchway_has_variant(const Matrix* matrix, int32_t variant) {
-    return has_variant(*matrix, static_cast<Variant>(variant));
-}
-
 EXPORT int64_t hatchway_tiles_bytes(const Matrix* matrix) { return tile_bytes(*matrix) * num_tiles(*matrix); }
 
 // -> 0, or 1 where memory ran out.

@@ -139,6 +139,7 @@ struct Workspace {
     std::vector<int32_t> sources;  // [T k]: token of each gathered row
     std::vector<float> shares;     // [T k]
     std::vector<int32_t> starts;   // [E + 1] among the gathered rows
+    std::vector<int32_t> order, chosen, next;  // of `route`
     Counter counters[PHASES];
 };
 
@@ -369,7 +370,9 @@ class Hand {
         space_.sources.resize(count);
         space_.shares.resize(count);
         space_.starts.assign(experts.count + 1, 0);
-        std::vector<int32_t> order(experts.count), chosen(count);
+        std::vector<int32_t>&order = space_.order, &chosen = space_.chosen, &next = space_.next;
+        order.resize(experts.count);
+        chosen.resize(count);
         for (int64_t token = 0; token < tokens_; token++) {
             float* logits = space_.routed.get() + token * experts.count;
             const float top = *std::max_element(logits, logits + experts.count);
@@ -394,7 +397,7 @@ class Hand {
             }
         }
         for (int32_t e = 0; e < experts.count; e++) space_.starts[e + 1] += space_.starts[e];
-        std::vector<int32_t> next(space_.starts.begin(), space_.starts.end() - 1);
+        next.assign(space_.starts.begin(), space_.starts.end() - 1);
         for (int64_t at = 0; at < count; at++) {
             const int32_t row = next[chosen[at]]++;
             space_.places[at] = row;
@@ -450,6 +453,10 @@ void reserve(const Run& run) {
     space.routed.reserve(tokens * experts);
     space.results.reserve(gathered * model.width);
     space.gathered.reserve(gathered, std::max<int64_t>(model.width, expert_width));
+    // Here, not in `route`: what fails between two meetings would leave the other threads waiting.
+    for (auto* list : {&space.places, &space.sources, &space.chosen}) list->reserve(gathered);
+    space.shares.reserve(gathered);
+    for (auto* list : {&space.starts, &space.order, &space.next}) list->reserve(experts + 1);
 }
 
 }  // namespace

@@ -13,8 +13,8 @@ Pointer = ctypes.c_void_p
 Int32, Int64, Float = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 FP32, CODES4, CODES8 = range(3)  # `Kind` of cpu.h
-NARROW, WIDE, BLAS = VARIANTS = range(3)  # `Variant` of cpu.h
-MANY_ROWS = 5  # from here on `WIDE`, until it was measured
+NARROW, WIDE, BLAS = range(3)  # `Variant` of cpu.h
+FEW_ROWS = 16  # up to here `NARROW` is expected to be the fastest, beyond it `WIDE`
 INT8, UINT8, INT4, INT3 = range(4)  # `Layout` of pack.h
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows of activations that have a variant of their own; the last: and more
 
@@ -60,7 +60,6 @@ SIGNATURES = {
     "hatchway_tiles_bytes": (Int64, (ctypes.POINTER(MatrixStruct),)),
     "hatchway_pack": (Int32, (Pointer, ctypes.POINTER(SourceStruct), ctypes.POINTER(MatrixStruct), Pointer)),
     "hatchway_expand": (None, (ctypes.POINTER(MatrixStruct), Int64, Pointer)),
-    "hatchway_has_variant": (Int32, (ctypes.POINTER(MatrixStruct), Int32)),
     "hatchway_product": (
         Int32,
         (Pointer, ctypes.POINTER(MatrixStruct), Pointer, Int64, Pointer, Int64, Pointer, Int32),
@@ -176,5 +175,5 @@ def _packed(functions: ctypes.CDLL, team: int, arena: Arena, matrix: Packed, spa
 
 def _described(part: MatrixStruct) -> MatrixStruct:
     for index, rows in enumerate(SIZES):
-        part.variants[index] = NARROW if rows < MANY_ROWS or part.kind == FP32 else WIDE
+        part.variants[index] = NARROW if rows <= FEW_ROWS or part.kind == FP32 else WIDE
     return part
