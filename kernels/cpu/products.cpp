@@ -55,13 +55,20 @@ inline void add_block(Sums<ROWS>& sums, v8i (&dots)[ROWS][2], const RowView& x, 
 // ---- narrow: blocks of 32 columns, scales of 16 bits
 
 template <int ROWS, bool FOUR, bool LOW>
-void narrow(const Matrix& matrix, const uint8_t* block, const RowView& x, Sums<ROWS>& sums) {
+void narrow(const Matrix& matrix, const uint8_t* block, const RowView& x, Sums<ROWS>& out) {
     constexpr int HALF = FOUR ? 128 : 256;
+    Sums<ROWS> sums;
+    UNROLL for (int r = 0; r < ROWS; r++) sums[r][0] = sums[r][1] = v8f{};
     const int64_t blocks = num_blocks(matrix), bytes = block_bytes(matrix);
     for (int64_t b = 0; b < blocks; b++, block += bytes) {
         v8i dots[ROWS][2] = {};
-        const int16_t* q = x.q + b * 32;
-        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(block + AHEAD + at);
+        const int16_t* q[ROWS];
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            q[r] = x.q + r * x.q_ld + b * 32;
+            asm("" : "+r"(q[r]));  // or the compiler keeps an address in memory for each row and column
+        }
+        // the last 0: a step reads it once, so it need not stay in the caches
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(block + AHEAD + at, 0, 0);
         if constexpr (FOUR) {
             UNROLL for (int v = 0; v < 4; v++) {
                 v16u words[2] = {load<v16u>(block + 32 * v), load<v16u>(block + HALF + 32 * v)};
@@ -69,7 +76,7 @@ void narrow(const Matrix& matrix, const uint8_t* block, const RowView& x, Sums<R
                     v16u low = words[0] >> (4 * i), high = words[1] >> (4 * i);
                     if (i < 3) low &= 15, high &= 15;
                     UNROLL for (int r = 0; r < ROWS; r++) {
-                        const v16s pair = splat_pair(q + r * x.q_ld + 2 * (4 * v + i));
+                        const v16s pair = splat_pair(q[r] + 2 * (4 * v + i));
                         dots[r][0] = add_pairs(dots[r][0], (v16s)low, pair);
                         dots[r][1] = add_pairs(dots[r][1], (v16s)high, pair);
                     }
@@ -80,7 +87,7 @@ void narrow(const Matrix& matrix, const uint8_t* block, const RowView& x, Sums<R
                 const int8_t* bytes_of_pair = reinterpret_cast<const int8_t*>(block) + 16 * j;
                 const v16s low = widen(bytes_of_pair), high = widen(bytes_of_pair + HALF);
                 UNROLL for (int r = 0; r < ROWS; r++) {
-                    const v16s pair = splat_pair(q + r * x.q_ld + 2 * j);
+                    const v16s pair = splat_pair(q[r] + 2 * j);
                     dots[r][0] = add_pairs(dots[r][0], low, pair);
                     dots[r][1] = add_pairs(dots[r][1], high, pair);
                 }
@@ -97,6 +104,7 @@ void narrow(const Matrix& matrix, const uint8_t* block, const RowView& x, Sums<R
         }
         add_block<ROWS, LOW>(sums, dots, x, b, scale, lowest);
     }
+    UNROLL for (int r = 0; r < ROWS; r++) out[r][0] = sums[r][0], out[r][1] = sums[r][1];
 }
 
 template <int ROWS>
@@ -202,25 +210,30 @@ RowView view(const Blocks& blocks, int64_t row) {
             blocks.blocks};
 }
 
+// The outputs of a tile at the edge of a matrix.
 template <int ROWS>
-void finish(const Matrix& matrix, const Sums<ROWS>& sums, const Target& target, int64_t row, int64_t tile) {
-    const int64_t column = tile * TILE;
-    UNROLL for (int r = 0; r < ROWS; r++) {
+void finish_some(const Matrix& matrix, const Sums<ROWS>& sums, const Target& target, int64_t row, int64_t column) {
+    for (int r = 0; r < ROWS; r++) {
         float* out = target.out + (row + r) * target.ld + column;
-        for (int t = 0; t < 2; t++) {
+        for (int i = 0; i < matrix.rows - column; i++) {
+            float one = sums[r][i / 8][i % 8];
+            if (target.bias != nullptr) one += target.bias[column + i];
+            out[i] = target.add ? out[i] + one : one;
+        }
+    }
+}
+
+template <int ROWS>
+inline void finish(const Matrix& matrix, const Sums<ROWS>& sums, const Target& target, int64_t row, int64_t tile) {
+    const int64_t column = tile * TILE;
+    if (matrix.rows - column < TILE) return finish_some<ROWS>(matrix, sums, target, row, column);
+    float* out = target.out + row * target.ld + column;
+    UNROLL for (int r = 0; r < ROWS; r++, out += target.ld) {
+        UNROLL for (int t = 0; t < 2; t++) {
             v8f value = sums[r][t];
-            const int64_t left = matrix.rows - column - 8 * t;
-            if (left >= 8) {
-                if (target.bias != nullptr) value += load<v8f>(target.bias + column + 8 * t);
-                if (target.add) value += load<v8f>(out + 8 * t);
-                store(out + 8 * t, value);
-                continue;
-            }
-            for (int i = 0; i < left; i++) {
-                float one = value[i];
-                if (target.bias != nullptr) one += target.bias[column + 8 * t + i];
-                out[8 * t + i] = target.add ? out[8 * t + i] + one : one;
-            }
+            if (target.bias != nullptr) value += load<v8f>(target.bias + column + 8 * t);
+            if (target.add) value += load<v8f>(out + 8 * t);
+            store(out + 8 * t, value);
         }
     }
 }
@@ -228,7 +241,7 @@ void finish(const Matrix& matrix, const Sums<ROWS>& sums, const Target& target, 
 template <int ROWS>
 void narrow_rows(const Matrix& matrix, const uint8_t* data, const Activations& x, const Target& target, int64_t row,
                  int64_t tile) {
-    Sums<ROWS> sums = {};
+    Sums<ROWS> sums;
     narrow_any<ROWS>(matrix, data, view(x.blocks, row), sums);
     finish<ROWS>(matrix, sums, target, row, tile);
 }
