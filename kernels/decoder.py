@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kernels.draw import Draw
 from kernels.packed import Matrix
 
 
@@ -78,18 +79,30 @@ class StepInput:
     hidden_rows: Sequence[int]
     memory: Sequence[Tensor]  # of each layer [2K, blocks, block size, d]
     scales: Sequence[Tensor | None]  # of each layer, int8 only
+    draws: Sequence[tuple[int, Draw]] = ()  # places in `logit_rows` whose next token is drawn, where that can be done
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    logits: Tensor  # [R, V]
-    hidden: Tensor  # [hidden rows, D], after the final norm
-    best: list[int]  # R: the token of the largest logit, the lowest of equal ones; -1 where not all are finite
+    """Tensors stay where the step ran. They are the caller's: no later step writes into them."""
+
+    logits: Tensor  # [R, V] fp32
+    hidden: Tensor  # [hidden rows, D] fp32, after the final norm
+    best: list[int]  # R: the token of the largest logit, the lowest of equal ones; -1: not all are finite, or not known
+    drawn: list[int] | None = None  # R: the token that was drawn; -1: none was. None: this runner draws none
 
 
 class StepRunner(ABC):
     """A decoder made ready to run. Keeps nothing from step to step but memory to work in: one caller at a time."""
 
+    draws: bool = False  # whether it draws tokens itself, as `StepInput.draws` says
+    runs_to_warm: int = 0  # of a step of a new size, until nothing is compiled or recorded any more
+
+    def sizes(self, most: int) -> Sequence[int]:
+        """Up to `most`: the numbers of answers that are new sizes of a step. None where nothing has to be warmed."""
+        return ()
+
     @abstractmethod
     def run(self, step: StepInput) -> StepOutput:
-        """Writes the step's keys and values into the memory. Raises `MemoryError`."""
+        """Writes the step's keys and values into the memory. Raises `MemoryError`, and `IndexError` for what is not in
+        its vocabulary, its memory or the positions that it can turn."""

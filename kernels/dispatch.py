@@ -7,11 +7,14 @@ the environment. A faster one than the reference names what it does itself and i
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kernels import reference
 from kernels.decoder import Decoder, StepRunner
 from kernels.packed import Matrix, unpack
+
+Matrices = tuple[Matrix, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,8 @@ class Backend:
     """The operations of the decoder. The contract of each is the docstring of its twin in `kernels.reference`."""
 
     name: str
+    device: torch.device = torch.device("cpu")  # where tensors lie that go in and come out
+    dtype: torch.dtype = torch.float32  # of those tensors
     prepare: Callable[[Matrix], Matrix] = unpack  # a matrix as stored -> as `linear` and `embed` want it, once, at load
     linear: reference.Linear = reference.linear
     embed: Callable[[Matrix, Tensor], Tensor] = reference.embed
@@ -30,6 +35,7 @@ class Backend:
     swiglu: Callable[[Tensor], Tensor] = reference.swiglu
     gate: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]] = reference.gate
     experts: Callable[[Tensor, Tensor, Tensor, Sequence[Matrix], Sequence[Matrix], int], Tensor] = reference.experts
+    prepare_experts: Callable[[Matrices, Matrices], tuple[Matrices, Matrices]] | None = None  # None: each by `prepare`
     compile: Callable[[Decoder], StepRunner | None] = lambda decoder: None  # a whole step in one call, where it can
 
 

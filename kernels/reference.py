@@ -15,6 +15,9 @@ from kernels.packed import Matrix, unpack
 
 Linear = Callable[[Tensor, Matrix, Tensor | None], Tensor]
 
+MIN_TEMPERATURE = 1e-4  # below it a row of logits is one token; as in the engine's requests
+SPECULATION = 0x5851F42D4C957F2D  # what a key is changed by for the noise of acceptance and of draws after a rejection
+
 
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     """x [T, D], matrix [N, D], bias [N] -> x @ matrix.T + bias [T, N]. A packed matrix is expanded anew each time."""
@@ -89,7 +92,7 @@ def paged_attention(
     query [T, H, d]: sequence s has the rows starts[s] .. starts[s + 1]. memory [2K, blocks, block size, d], keys are
     heads 0 .. K-1 and values K .. 2K-1; int8 with scales [2K, blocks, block size], or fp32 or fp16 and scales None.
     Position p of sequence s is in block tables[s][p // block size]; lengths[s] positions are filled, the query's
-    included. All arithmetic is fp32.
+    included. All arithmetic is of query's type: fp32, or fp64 for a truth to compare with.
     """
     size = memory.shape[2]
     mixed = []
@@ -101,7 +104,7 @@ def paged_attention(
         gathered = memory.index_select(1, blocks)  # [2K, n, block size, d]
         if scales is not None:
             gathered = dequantise_kv(gathered, scales.index_select(1, blocks))
-        key, value = gathered.float().flatten(1, 2)[:, :seen].chunk(2)  # [K, L, d] each
+        key, value = gathered.to(query.dtype).flatten(1, 2)[:, :seen].chunk(2)  # [K, L, d] each
         mixed.append(attention(query[start:end], key, value, window))
     return torch.cat(mixed)
 
@@ -129,10 +132,181 @@ def dequantise_kv(data: Tensor, scale: Tensor) -> Tensor:
     return data * scale[..., None]
 
 
+def turn_and_store(
+    qkv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    memory: Tensor,
+    scales: Tensor | None,
+    num_heads: int,
+    query_norm: Tensor | None = None,
+    key_norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Queries and keys normed and turned; keys and values go to their slots. -> queries [T, H, d], fp32 or wider.
+
+    qkv [T, (H + 2K) * d], positions and slots [T] (slot below 0: a row that only pads, which is not stored); cos and
+    sin [positions, d/2] or None, norms [d] or None; memory [2K, blocks, block size, d], scales as `quantise_kv` has.
+    """
+    parts = qkv.view(len(qkv), num_heads + memory.shape[0], memory.shape[3])  # [T, H + 2K, d]
+    kv_heads = memory.shape[0] // 2
+    query, key, value = parts[:, :num_heads], parts[:, num_heads:-kv_heads], parts[:, -kv_heads:]
+    if query_norm is not None and key_norm is not None:
+        query, key = rms_norm(query, query_norm.float(), eps), rms_norm(key, key_norm.float(), eps)
+    if cos is not None and sin is not None:
+        query, key = rope(query, cos[positions], sin[positions]), rope(key, cos[positions], sin[positions])
+    keys_values = torch.cat((key, value), dim=1).float()[slots >= 0].transpose(0, 1)  # [2K, stored rows, d]
+    blocks, places = slots[slots >= 0] // memory.shape[2], slots[slots >= 0] % memory.shape[2]
+    if scales is not None:
+        keys_values, scales[:, blocks, places] = quantise_kv(keys_values)
+    elif memory.dtype == torch.float16:
+        keys_values = narrow_kv(keys_values)
+    memory[:, blocks, places] = keys_values.to(memory.dtype)
+    return query
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [T, K] of any floating type -> int8 [T, K] and fp32 scale [T]: `quantise_kv` of the fp32 row."""
+    return quantise_kv(x.float())
+
+
+def quantise_rows_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [T, K] of any floating type -> E4M3 [T, K] and fp32 scale [T], such that x is about their product.
+
+    The scale is the largest magnitude / 448; ties go to the even number. As `quantise_kv` in all else.
+    """
+    wide = x.float()
+    scale = wide.abs().amax(-1) / 448.0
+    steps = wide / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    return steps.clamp(-448.0, 448.0).to(torch.float8_e4m3fn), scale
+
+
+def linear_int8(x: Tensor, x_scale: Tensor, weight: Tensor, factor: Tensor, bias: Tensor | None = None) -> Tensor:
+    """int8 x [T, K], scale [T], int8 weight [N, K], factor [N], bias [N] -> fp32 [T, N].
+
+    The sum of products is exact in int32 (for K up to 2^17): times factor, times scale, plus bias.
+    """
+    sums = (x.long() @ weight.long().T).to(torch.float32)
+    found = sums * factor * x_scale[:, None]
+    return found if bias is None else found + bias
+
+
 def swiglu(gate_up: Tensor) -> Tensor:
     """gate_up [T, 2F] (gate first) -> silu(gate) * up [T, F] (https://arxiv.org/abs/2002.05202)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
+
+
+def noise_bits(keys: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
+    """52 random bits for (key, position, token id): keys int64, the bits of a uint64; all broadcast -> int64.
+
+    SplitMix64 (https://prng.di.unimi.it/splitmix64.c): output `id` of the stream that starts at a hash of key and
+    position. Sums and products of int64 wrap around as those of uint64 do.
+    """
+    gamma, factors = 0x9E3779B97F4A7C15 - (1 << 64), (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+
+    def shifted(z: Tensor, by: int) -> Tensor:
+        return z >> by & (1 << 64 - by) - 1  # zeros come in, not the sign
+
+    def mixed(z: Tensor) -> Tensor:
+        z = (z ^ shifted(z, 30)) * factors[0]
+        z = (z ^ shifted(z, 27)) * factors[1]
+        return z ^ shifted(z, 31)
+
+    return shifted(mixed(mixed(keys + positions.long() + gamma) + (ids.long() + 1) * gamma), 12)
+
+
+def gumbel(bits: Tensor) -> Tensor:
+    """Standard Gumbel numbers of `noise_bits`, fp64."""
+    return -(-((bits.double() + 0.5) * 2.0**-52).log()).log()
+
+
+def probabilities(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """What a token is drawn from: logits [R, V], parameters [R] -> [R, V] fp64, 0 for what may not be drawn.
+
+    Temperature, min-p, top-k (0: off), then top-p: the fewest likeliest tokens that reach it. Of equal logits the lower
+    id goes first. All mass is on the first of the largest logits where the temperature is below MIN_TEMPERATURE.
+    """
+    falling, ids = logits.double().sort(dim=-1, descending=True, stable=True)
+    is_greedy = temperature.double() < MIN_TEMPERATURE
+    scale = torch.where(is_greedy, 1.0, temperature.double())[:, None]
+    nats = (falling - falling[:, :1]) / scale
+    rank = torch.arange(logits.shape[1], device=logits.device)
+    kept = nats >= min_p.double()[:, None].log() - 1e-7 * nats.abs()
+    kept &= (rank < top_k[:, None]) | (top_k[:, None] <= 0)
+    shares = torch.where(kept, nats.exp(), 0.0)
+    before = shares.cumsum(-1) - shares
+    goal = (1 - 2.0**-20) * top_p.double()[:, None] * shares.sum(-1, keepdim=True)
+    shares *= (before < goal) | (rank == 0) | (top_p[:, None] >= 1)
+    shares = torch.where(is_greedy[:, None], (rank == 0).double(), shares)
+    return torch.zeros_like(shares).scatter(1, ids, shares / shares.sum(-1, keepdim=True))
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """A draw from `probabilities` for each row, by its own noise: logits [R, V], the rest [R] -> [R] int32.
+
+    The largest of log probability + Gumbel number (https://arxiv.org/abs/1411.0030), the lower id of equal ones; -1 for
+    rows that are not finite.
+    """
+    is_finite = logits.isfinite().all(-1)
+    shares = probabilities(logits.where(is_finite[:, None], 0), temperature, top_k, top_p, min_p)
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    scores = shares.log() + gumbel(noise_bits(keys[:, None], positions[:, None], ids))
+    return torch.where(is_finite, scores.argmax(-1), -1).int()
+
+
+def verify(
+    logits: Tensor,
+    first_rows: Tensor,
+    drafts: Tensor,
+    draft_probabilities: Tensor | None,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Speculative sampling (https://arxiv.org/abs/2211.17192, algorithm 1): which guesses count, and what comes after.
+
+    logits [R, V] and parameters [R] as for `sample`; sequence s has the rows first_rows[s] .. + K, drafts [S, K] (-1:
+    there are no more), draft_probabilities [S, K, V] that they were drawn from (None: each was certain). -> int32
+    [S, K + 1], behind the last token -1, and their numbers [S]. A guess d counts if u * q(d) < p(d); behind the first
+    that does not comes a draw from max(p - q, 0), behind the last what `sample` says. Rows that are not finite end it.
+    """
+    sequences, most = drafts.shape
+    shares = probabilities(logits.nan_to_num(0, 0, 0), temperature, top_k, top_p, min_p)
+    bonus = sample(logits, temperature, top_k, top_p, min_p, keys, positions)
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    tokens = drafts.new_full((sequences, most + 1), -1, dtype=torch.int32)
+    goes_on = torch.ones(sequences, dtype=torch.bool, device=logits.device)
+    own = keys ^ SPECULATION  # a stream that drafts were not drawn by
+    for j in range(most + 1):
+        rows = (first_rows + j).clamp(max=len(logits) - 1).long()
+        draft = drafts[:, j].long() if j < most else torch.full_like(rows, -1)
+        p, guess = shares[rows], draft.clamp(min=0)[:, None]
+        certain = torch.zeros_like(p).scatter(1, guess, 1)
+        q = certain if draft_probabilities is None or j == most else draft_probabilities[:, j].double()
+        u = (noise_bits(own[rows], positions[rows], torch.tensor(-1)).double() + 0.5) * 2.0**-52
+        is_finite = bonus[rows] >= 0
+        accepted = (u * q.gather(1, guess)[:, 0] < p.gather(1, guess)[:, 0]) & (draft >= 0) & is_finite
+        noise = gumbel(noise_bits(own[rows][:, None], positions[rows][:, None], ids))
+        residual = (p - q).clamp(min=0)
+        redrawn = (residual.log() + noise).argmax(-1).where(residual.sum(-1) > 0, p.argmax(-1))
+        follows = torch.where((draft < 0) | ~is_finite, bonus[rows].long(), redrawn)
+        tokens[:, j] = torch.where(goes_on, torch.where(accepted, draft, follows), -1).int()
+        goes_on &= accepted
+    return tokens, (tokens >= 0).sum(-1).int()
 
 
 def gate(logits: Tensor, per_token: int, normalise: bool) -> tuple[Tensor, Tensor]:
@@ -144,6 +318,28 @@ def gate(logits: Tensor, per_token: int, normalise: bool) -> tuple[Tensor, Tenso
     shares, ids = logits.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
     shares, ids = shares[:, :per_token], ids[:, :per_token]
     return ids, shares / shares.sum(-1, keepdim=True) if normalise else shares
+
+
+def align(ids: Tensor, count: int, block: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    """The places of ids [T, k], by expert -> places [P] and the expert of each block of them [P / block].
+
+    `count` experts from `first` on; the places of each ascend and are filled up to whole blocks with T * k, which is
+    none. Blocks name their experts from 0 on.
+    """
+    flat = ids.flatten()  # [T*k]
+    places, experts = [flat[:0].long()], [flat[:0].long()]
+    for expert in range(count):
+        own = (flat == first + expert).nonzero().flatten()
+        filled = torch.nn.functional.pad(own, (0, -len(own) % block), value=len(flat))
+        places.append(filled)
+        experts.append(torch.full_like(filled[::block], expert))
+    return torch.cat(places), torch.cat(experts)
+
+
+def combine(parts: Tensor, ids: Tensor, count: int, first: int = 0) -> Tensor:
+    """parts [T * k, D], ids [T, k] -> [T, D]: the sum of a token's parts by the experts first .. first + count - 1."""
+    absent = (ids < first) | (ids >= first + count)
+    return parts.view(*ids.shape, -1).masked_fill(absent[..., None], 0).sum(1)
 
 
 def experts(
