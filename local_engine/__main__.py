@@ -50,10 +50,18 @@ def arguments() -> argparse.ArgumentParser:
     add("--draft", default=defaults.draft, help="who proposes tokens ahead: off, ngram, or a model's path")
     add("--draft-tokens", type=int, default=defaults.draft_tokens, help="most tokens proposed at once")
     add("--context-length", type=int, help="tokens of prompt and answer (default: the model's)")
-    add("--kernels", choices=("auto", "cpu", "reference"), default=defaults.kernels, help="what computes")
+    add("--kernels", choices=("auto", "triton", "cpu", "reference"), default=defaults.kernels, help="what computes")
+    add("--device", choices=("auto", "cpu", "cuda"), default=defaults.device, help="where it computes")
+    add(
+        "--dtype",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        default=defaults.dtype,
+        help="numbers that it computes with",
+    )
+    add("--kernel-tables", type=Path, help="Triton's launch configurations, as `hatchway kernels tune` writes them")
     add(
         "--kv-type",
-        choices=("auto", "fp32", "fp16", "int8"),
+        choices=("auto", "fp32", "fp16", "bf16", "int8"),
         default=defaults.kv_type,
         help="how keys and values are kept",
     )
@@ -84,6 +92,9 @@ def configuration(options: argparse.Namespace) -> EngineConfig:
         context_length=options.context_length,
         kv_tokens=options.kv_tokens,
         kernels=options.kernels,
+        device=options.device,
+        dtype=options.dtype,
+        kernel_tables=options.kernel_tables,
         kv_type=options.kv_type,
         prefix_cache=not options.no_prefix_cache,
         quant=options.quant,

@@ -5,6 +5,7 @@ The tokens of all sequences lie one after another, whatever mix of prompts, deco
 
 from dataclasses import dataclass, field
 
+from kernels.draw import Draw
 from local_engine.sequence import Chunk
 
 
@@ -20,6 +21,7 @@ class Batch:
     tables: list[list[int]] = field(default_factory=list)  # S, the blocks of these positions
     logit_rows: list[int] = field(default_factory=list)  # rows whose logits are wanted, ascending
     hidden_rows: list[int] = field(default_factory=list)  # rows whose last hidden states are wanted, ascending
+    draws: list[tuple[int, Draw]] = field(default_factory=list)  # places in `logit_rows` whose tokens are to be drawn
 
     @classmethod
     def of(cls, chunks: list[Chunk], block_size: int) -> "Batch":
@@ -34,6 +36,9 @@ class Batch:
             batch.tables.append(table[: -(-end // block_size)])
             rows = range(batch.starts[-1], batch.starts[-1] + len(tokens))
             batch.starts.append(rows.stop)
+            if chunk.draw is not None:
+                first = len(batch.logit_rows)
+                batch.draws.extend((place, chunk.draw) for place in range(first, first + chunk.num_rows))
             batch.logit_rows.extend(rows[len(rows) - chunk.num_rows :])
             batch.hidden_rows.extend(rows if chunk.sequence.embed else ())
         return batch

@@ -7,6 +7,7 @@ are off, so that a token costs what it costs.
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -50,15 +51,20 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="GGUF file, or folder with safetensors")
     add("--quant", choices=("none", "int8", "int4", "int3", "fp8", "mixed"), default=defaults.quant)
-    add("--kernels", choices=("auto", "cpu", "reference"), default=defaults.kernels, help="what computes")
-    add("--kv-type", choices=("auto", "fp32", "fp16", "int8"), default=defaults.kv_type)
+    add("--kernels", choices=("auto", "triton", "cpu", "reference"), default=defaults.kernels, help="what computes")
+    add("--kv-type", choices=("auto", "fp32", "fp16", "bf16", "int8"), default=defaults.kv_type)
     add("--threads", type=int, help="CPU threads (default: one for each core)")
     add("--cache", type=Path, help="where quantised weights are kept between starts")
     add("--runs", type=int, default=3, help="of each measure")
     add("--json", action="store_true", help="only the JSON object")
     add("--peers", action="store_true", help="also the peers, where installed")
     add("--peer", action="append", choices=PEERS, help="only this peer; may be repeated")
-    add("--peers-python", help="a Python with peers among its packages; others are looked for in this one")
+    add(
+        "--peers-python",
+        action="append",
+        default=[],
+        help="a Python with peers among its packages, which are looked for in this one last; may be repeated",
+    )
     return parser
 
 
@@ -78,8 +84,11 @@ def configuration(options: argparse.Namespace) -> EngineConfig:
 def open_peers(
     options: argparse.Namespace, threads: int, work: Path, environment: Mapping[str, str], stack: contextlib.ExitStack
 ) -> tuple[dict[str, Peer], dict[str, dict[str, Any]]]:
-    """-> the peers that can take part, which `stack` ends; and for the others why not."""
-    pythons = [*([options.peers_python] if options.peers_python else []), sys.executable]
+    """-> the peers that can take part, which `stack` ends; and for the others why not.
+
+    Each comes from the first Python that has its packages: they need not agree on versions of what all of them use.
+    """
+    pythons = [*options.peers_python, sys.executable]
     found: dict[str, Peer] = {}
     told: dict[str, dict[str, Any]] = {}
     for name in options.peer or PEERS:
@@ -163,6 +172,7 @@ def benchmark(
     began = time.perf_counter()
     engine = Engine.load(options.model, config)
     load_seconds = time.perf_counter() - began
+    gc.freeze()  # as `async_engine.py` does before it serves
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hatchway-benchmark-")))
         stack.callback(engine.close)

@@ -28,6 +28,7 @@ from typing import Any
 FILLER = 200  # some ordinary token, for prompts of an exact length; in the smallest vocabulary too
 STEP = 512  # tokens that llama.cpp takes at once
 ROOM = 256  # positions by which its contexts grow
+TOLD = 300  # characters of an error
 
 
 class LlamaCpp:
@@ -314,6 +315,15 @@ def answer(peer: Any, asked: dict[str, Any]) -> Any:
     return resident_bytes()
 
 
+def reason(error: BaseException) -> str:
+    """An error and its first cause: packages that import lazily name only what of their own is not to be had."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    shown = chain[:1] + chain[1:][-1:]
+    return ", from ".join(f"{type(one).__name__}: {one}"[:TOLD] for one in shown)
+
+
 def serve(options: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> None:
     made = PEERS[options.peer]
     missing = [name for name in made.packages if importlib.util.find_spec(name) is None]
@@ -325,14 +335,14 @@ def serve(options: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -
         started = time.perf_counter()
         peer = made(model, options.threads)
     except Exception as error:  # noqa: BLE001 - whatever a peer raises is told to who asked
-        tell({"failed": f"{type(error).__name__}: {error}"[:300]})
+        tell({"failed": reason(error)})
         return
     tell({"version": peer.version, "load_s": time.perf_counter() - started})
     for line in sys.stdin:
         try:
             tell({"value": answer(peer, json.loads(line))})
         except Exception as error:  # noqa: BLE001 - likewise
-            tell({"failed": f"{type(error).__name__}: {error}"[:300]})
+            tell({"failed": reason(error)})
 
 
 def main() -> int:

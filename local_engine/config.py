@@ -23,8 +23,11 @@ class EngineConfig:
     context_length: int | None = None  # positions of one sequence; None: what the model allows
     block_size: int = 16  # positions of one KV cache block
     kv_tokens: int | None = None  # positions of the whole KV cache; None: four full contexts, within a quarter of RAM
-    kernels: Literal["auto", "cpu", "reference"] = "auto"  # what computes: `cpu` C++, `reference` torch (`backend.py`)
-    kv_type: Literal["auto", "fp32", "fp16", "int8"] = "auto"  # how keys and values are kept; auto: fp16 with `cpu`
+    kernels: Literal["auto", "triton", "cpu", "reference"] = "auto"  # what computes: see `backend.py`
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where it computes
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"  # of what passes between operations; fp32 but with `triton`
+    kernel_tables: Path | None = None  # `triton`'s launch configurations, as tuning found them; None: those shipped
+    kv_type: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"  # how keys and values are kept
     prefix_cache: bool = True  # whether the blocks of a prompt seen before are used again
     quant: Literal["none", "int8", "int4", "int3", "fp8", "mixed"] = "mixed"  # see `quantisation.py`
     cache_folder: Path | None = None  # where quantised weights are kept between starts; None: nowhere
@@ -59,6 +62,8 @@ class EngineConfig:
         """The numbers of the KV cache. `auto` follows `kernels`: half as wide where the kernels read them directly."""
         if self.kv_type != "auto":
             return self.kv_type
+        if self.kernels == "triton":
+            return "fp16" if self.dtype == "auto" else self.dtype  # products take both sides in one type
         return "fp16" if self.kernels == "cpu" else "fp32"
 
     def sequence_limit(self, model: ModelConfig) -> int:

@@ -67,13 +67,22 @@ class DraftModel:
                 steps.append((chunk, Chunk(shadow, shadow.num_computed, count)))
         while steps:
             following = []
+            if self.runner.draws:
+                for chunk, own in steps:
+                    own.draw = samplers[chunk.sequence].draw
             for (chunk, own), rows in zip(steps, self.runner.run([own for _, own in steps]), strict=True):
                 shadow = own.sequence
                 self._wrote(own)
                 if rows.logits is None:
                     continue  # not yet at the newest token
+                sampler = samplers[chunk.sequence]
                 try:
-                    token = samplers[chunk.sequence].guess(rows.logits[-1], len(shadow.tokens), chunk.draft)
+                    if rows.best is not None and sampler.takes_best(rows.best[-1]):
+                        token = rows.best[-1]
+                    elif rows.drawn is not None and sampler.takes_drawn(rows.drawn[-1]):
+                        token = rows.drawn[-1]
+                    else:
+                        token = sampler.guess(rows.logits[-1], len(shadow.tokens), chunk.draft)
                 except FloatingPointError:
                     continue  # the guesses so far may be right
                 chunk.draft.append(token)

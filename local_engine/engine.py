@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.draw import Draw
 from local_engine import workers
 from local_engine.backend import settled
 from local_engine.config import EngineConfig
@@ -132,6 +133,8 @@ class Engine:
     def warm_up(self) -> None:
         """Measures steps of several sizes, then runs one request the usual way; nothing is left behind."""
         most = min(self.context_length, self.scheduler.blocks.num_blocks * self.config.block_size)
+        draw = Draw(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, key=0, vocab_size=self.vocabulary.size)
+        self.runner.warm_up(self.config.max_running * (1 + self.config.draft_tokens), draw)
         self._time_step(1, is_prompt=False)  # the first one ever is slow
         began = time.perf_counter()
         for turn in range(_WARM_UP_ROUNDS):
@@ -155,6 +158,8 @@ class Engine:
         sequence = Sequence.of([0] * count, 1)
         sequence.block_table = [*range(-(-count // self.config.block_size))]
         sequence.every_row = not is_prompt  # of answers and guesses every row is needed
+        for _ in range(self.runner.runs_to_warm):
+            self.runner.run([Chunk(sequence, 0, count)])
         began = time.perf_counter()
         self.runner.run([Chunk(sequence, 0, count)])
         return time.perf_counter() - began
@@ -207,6 +212,9 @@ class Engine:
         for chunk in chunks:
             self._open[chunk.sequence].pulse.begin(self.timings, began)
         self._guess(chunks)
+        if self.runner.draws:
+            for chunk in chunks:
+                chunk.draw = self._open[chunk.sequence].draw if chunk.is_last else None
         results = self._run(chunks)
         now = self._clock()
         for chunk, result in zip(chunks, results, strict=True):
@@ -288,7 +296,7 @@ class Engine:
     def _sample(self, generation: Generation, chunk: Chunk, rows: Rows, now: float) -> None:
         assert rows.logits is not None  # a last chunk's rows were asked for
         mask = None if generation.matcher is None else generation.mask
-        sampled = verify(chunk, rows.logits, generation.sampler, mask, generation.add, rows.best)
+        sampled = verify(chunk, rows.logits, generation.sampler, mask, generation.add, rows.best, rows.drawn)
         self.stats.draft_tokens += len(chunk.draft)
         self.stats.accepted_tokens += len(sampled) - 1
         self.stats.completion_tokens += len(sampled)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from kernels.draw import Draw
 from local_engine.errors import GenerationError
 from local_engine.metrics import Pulse
 from local_engine.request import CallStart, Content, Delta, FinishReason, Part, Request, TokenLogprobs
@@ -70,6 +71,11 @@ class Generation:
             matcher=None if request.grammar is None else request.grammar.matcher(),
             pulse=pulse,
         )
+
+    @property
+    def draw(self) -> Draw | None:
+        """How the model may sample the next token itself; None: it may not."""
+        return self.sampler.draw if self.matcher is None else None
 
     def mask(self) -> np.ndarray | None:
         """bool [V]: the tokens that the grammar allows next; None: all."""

@@ -9,8 +9,13 @@ from kernels.reference import narrow_kv, quantise_kv
 from local_engine.model_config import ModelConfig
 from local_engine.parallel import Shard
 
-KVType = Literal["fp32", "fp16", "int8"]
-NUMBERS: dict[KVType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
+KVType = Literal["fp32", "fp16", "bf16", "int8"]
+NUMBERS: dict[KVType, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.int8,
+}
 ONE_PROCESS = Shard()
 
 
@@ -55,8 +60,8 @@ class KVMemory:
         memory, scales = self.layers[layer], self.scales[layer]
         values = keys_values.transpose(0, 1)  # [2K, T, d]
         if scales is not None:
-            values, scale = quantise_kv(values)
+            values, scale = quantise_kv(values.float())
             scales.flatten(1).index_copy_(1, slots, scale)
         elif memory.dtype == torch.float16:
             values = narrow_kv(values)
-        memory.flatten(1, 2).index_copy_(1, slots, values)
+        memory.flatten(1, 2).index_copy_(1, slots, values.to(memory.dtype))

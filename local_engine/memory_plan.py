@@ -3,6 +3,8 @@
 Counted is what an engine can come to hold. Memory for keys and values is taken from the system page by page, as
 sequences reach it, so the engine starts far below its plan. The model's file is not counted: its pages are the system's
 cache, which gives way.
+
+On GPUs their memory alone is counted. Nothing else wants it, so the cache takes what the rest leaves, and at once.
 """
 
 import os
@@ -25,6 +27,8 @@ STEP_TOKENS = 512  # tokens of one step at most, where the budget is found by me
 FULL_SEQUENCES = 4  # of the longest kind, that a cache of the default size holds
 SHARE = 4  # a cache of the default size takes at most a quarter of what is available
 FLOAT = 4  # bytes
+GPU_RESERVE = 10  # a tenth of a GPU's memory stays free: for recorded steps, workspaces of libraries, and fragments
+ATTENTION_WORKSPACE = 256 << 20  # bytes at most, of `kernels/gpu/attention.py`
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Available:
     """Memory that this process and its children may still take."""
 
     bytes: int
-    source: str  # who sets the bound: `machine` or `control group`
+    source: str  # who sets the bound: `machine`, `control group` or `GPU`
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ def plan(checkpoint: "Checkpoint", config: EngineConfig, available: Available | 
         tensors,
         config,
         bytes_per_block(checkpoint.config, config.block_size, config.kv_number, shard),
-        available or available_memory(),
+        available or (gpu_memory(config.processes) if config.device == "cuda" else available_memory()),
         draft,
     )
 
@@ -163,23 +167,26 @@ def arrange(
     file_bytes = sum(tensor.file_bytes for tensor in tensors)
     embedding = sum(kept_bytes(tensor, config) for tensor in tensors if tensor.name == "embedding")
     weights = sum(kept_bytes(tensor, config) for tensor in tensors) - embedding
-    kept = f"as {config.quant}" if config.kernels == "cpu" else "fp32"
+    kept = "fp32" if config.kernels == "reference" else f"as {config.quant}"
+    on_gpu = config.device == "cuda"
     each = " for each process" if processes > 1 else ""
     lines = [
         Line("weights", weights * processes, f"{kept}; {_amount(file_bytes)} in the file{each}, {', '.join(kinds)}"),
         Line("embedding", embedding * processes),
-        Line("while loading", loading_bytes(tensors) * processes, f"{config.quant} weights, and one matrix"),
         Line("one step", step_bytes(model, config, limit) * processes),
-        Line("Python and torch", RUNTIME * processes),
     ]
+    if not on_gpu:
+        note = f"{config.quant} weights, and one matrix"
+        lines.insert(2, Line("while loading", loading_bytes(tensors) * processes, note))
+        lines.append(Line("Python and torch", RUNTIME * processes))
     if draft is not None:
         lines.append(Line("draft model", draft.weights))
     block = block_bytes * processes + (draft.block_bytes if draft else 0)
     fixed = sum(line.bytes for line in lines)
-    room = available.bytes - available.bytes // RESERVE - fixed
+    room = available.bytes - available.bytes // (GPU_RESERVE if on_gpu else RESERVE) - fixed
     blocks, note = cache_size(config, limit, block, room, available, fixed)
     note = f"{blocks * config.block_size} tokens in {blocks} blocks, {config.kv_number}" + note
-    lines.insert(3, Line("keys and values", blocks * block, note))
+    lines.insert(2 if on_gpu else 3, Line("keys and values", blocks * block, note))
     return MemoryPlan(
         tuple(lines), available, processes, limit, blocks, config.block_size, block_bytes, file_bytes * processes
     )
@@ -215,6 +222,8 @@ def cache_size(
             f"one sequence of {limit} tokens takes {_amount(one * block_bytes)} of keys and values, which do not fit: "
             f"{numbers}\nhint: {_remedy(config, limit, fit, one)}"
         )
+    if config.device == "cuda":
+        return fit, ""
     usual = max(one, min(FULL_SEQUENCES * one, available.bytes // SHARE // block_bytes))
     if usual > fit:
         return fit, f"; made smaller to fit, {usual * config.block_size} would be usual"
@@ -224,7 +233,8 @@ def cache_size(
 def _remedy(config: EngineConfig, limit: int, fit: int, one: int) -> str:
     """What would fit, most useful first."""
     tokens = fit * config.block_size
-    share, times = {"fp32": ("a quarter", 3), "fp16": ("half", 1.5), "int8": ("", 0)}[config.kv_number]
+    half = "half", 1.5
+    share, times = {"fp32": ("a quarter", 3), "fp16": half, "bf16": half, "int8": ("", 0)}[config.kv_number]
     smaller = f"`--kv-type int8` takes {share}"
     if fit >= one:
         return f"`--kv-tokens {tokens}` fits" + f", {smaller}" * bool(share)
@@ -247,6 +257,8 @@ def step_bytes(model: ModelConfig, config: EngineConfig, limit: int) -> int:
     logits = 2 * tokens * model.vocab_size  # of every row, where a request wants the prompt's probabilities
     if config.kernels == "cpu":  # they read keys and values where they lie, some at a time
         return FLOAT * (rows + logits)
+    if config.kernels == "triton":
+        return FLOAT * (rows + logits) + ATTENTION_WORKSPACE
     return FLOAT * (rows + logits + _attention_floats(heads, kv_heads, model.head_dim, tokens, limit))
 
 
@@ -268,6 +280,9 @@ def loading_bytes(tensors: Iterable[Tensor]) -> int:
 
 def kept_bytes(tensor: Tensor, config: EngineConfig) -> int:
     """Bytes in memory after loading: the reference multiplies with fp32."""
+    if config.kernels == "triton":
+        half = config.dtype in ("fp16", "bf16")
+        return tensor.packed_bytes or _as_floats(tensor) // (2 if half else 1)
     return tensor.tiled_bytes if config.kernels == "cpu" and tensor.tiled_bytes else _as_floats(tensor)
 
 
@@ -280,6 +295,13 @@ def available_memory(root: Path = Path("/")) -> Available:
     machine = _machine(root)
     group = _control_group(root)
     return Available(group, "control group") if group is not None and group < machine else Available(machine, "machine")
+
+
+def gpu_memory(processes: int) -> Available:
+    """Of the GPUs of that many processes together, each counted as the one that has least left."""
+    import torch
+
+    return Available(processes * min(torch.cuda.mem_get_info(index)[0] for index in range(processes)), "GPU")
 
 
 def _machine(root: Path) -> int:

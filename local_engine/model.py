@@ -29,7 +29,8 @@ from local_engine.weights import DenseWeights, ExpertWeights, LayerWeights, Weig
 class Output:
     logits: Tensor  # [R, V] of `Batch.logit_rows`
     hidden: Tensor  # [rows, D] of `Batch.hidden_rows`, after the final norm
-    best: list[int] | None = None  # R: the token of the largest logit; -1 where not all are finite; None: not known
+    best: list[int] | None = None  # R: the token of the largest logit; -1: not all are finite, or not known
+    drawn: list[int] | None = None  # R: the token drawn as `Batch.draws` says; -1: none was
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +66,12 @@ class Model:
         self.shard = shard
         self.group = group
         self.weights = _prepared(weights, backend)
-        self.device = weights.final_norm.device
+        self.device = backend.device
         self.max_length = max_length
         self.num_heads = len(shard.part(config.num_heads, "attention heads"))
         self.num_kv_heads = len(shard.kv_part(config.num_kv_heads))
-        self.cos, self.sin = rope_table(max_length, weights.inverse_frequencies, weights.rope_factor)  # [max, d/2] each
+        cos, sin = rope_table(max_length, weights.inverse_frequencies, weights.rope_factor)
+        self.cos, self.sin = cos.to(self.device), sin.to(self.device)  # [max, d/2] each
         # other processes have to be waited for in the middle of a step
         self.whole_step = backend.compile(self._describe()) if group is None else None
 
@@ -88,9 +90,10 @@ class Model:
                     batch.hidden_rows,
                     memory.layers,
                     memory.scales,
+                    batch.draws,
                 )
             )
-            return Output(found.logits, found.hidden, found.best)
+            return Output(found.logits, found.hidden, found.best, found.drawn)
         positions = self._indices(batch.positions)
         step = _Step(
             batch=batch,
@@ -178,7 +181,7 @@ class Model:
         return self._sum(mixture(x, ffn, self.config.experts, self.backend))
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = self.backend.linear(x, self.weights.lm_head, None)
+        logits = self.backend.linear(x, self.weights.lm_head, None).float()
         if self.group is not None and logits.shape[1] < self.config.vocab_size:
             return self.group.gather(logits)
         return logits
@@ -197,7 +200,7 @@ class Model:
 
 
 def _prepared(weights: Weights, backend: Backend) -> Weights:
-    """The same weights with each matrix as the backend wants it; a matrix in two places stays one."""
+    """The same weights on the backend's device, each matrix as it wants it; a matrix in two places stays one."""
     seen: dict[int, Matrix] = {}
 
     def prepare(matrix: Matrix) -> Matrix:
@@ -205,13 +208,45 @@ def _prepared(weights: Weights, backend: Backend) -> Weights:
             seen[id(matrix)] = backend.prepare(matrix)
         return seen[id(matrix)]
 
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(backend.device, backend.dtype)
+
+    def move_if_any(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else move(tensor)
+
     def ffn(old: DenseWeights | ExpertWeights) -> DenseWeights | ExpertWeights:
         if isinstance(old, DenseWeights):
-            return replace(old, gate_up=prepare(old.gate_up), down=prepare(old.down))
-        return replace(old, gate_up=tuple(map(prepare, old.gate_up)), down=tuple(map(prepare, old.down)))
+            return replace(
+                old,
+                gate_up=prepare(old.gate_up),
+                down=prepare(old.down),
+                gate_up_bias=move_if_any(old.gate_up_bias),
+                down_bias=move_if_any(old.down_bias),
+            )
+        if backend.prepare_experts is None:
+            gate_up, down = tuple(map(prepare, old.gate_up)), tuple(map(prepare, old.down))
+        else:
+            gate_up, down = backend.prepare_experts(old.gate_up, old.down)
+        return replace(old, router=move(old.router), gate_up=gate_up, down=down)
 
-    layers = tuple(
-        replace(layer, qkv=prepare(layer.qkv), attention_out=prepare(layer.attention_out), ffn=ffn(layer.ffn))
-        for layer in weights.layers
+    def layer(old: LayerWeights) -> LayerWeights:
+        return replace(
+            old,
+            attention_norm=move(old.attention_norm),
+            qkv=prepare(old.qkv),
+            attention_out=prepare(old.attention_out),
+            ffn_norm=move(old.ffn_norm),
+            ffn=ffn(old.ffn),
+            qkv_bias=move_if_any(old.qkv_bias),
+            attention_out_bias=move_if_any(old.attention_out_bias),
+            query_norm=move_if_any(old.query_norm),
+            key_norm=move_if_any(old.key_norm),
+        )
+
+    return replace(
+        weights,
+        embedding=prepare(weights.embedding),
+        lm_head=prepare(weights.lm_head),
+        final_norm=move(weights.final_norm),
+        layers=tuple(map(layer, weights.layers)),
     )
-    return replace(weights, embedding=prepare(weights.embedding), lm_head=prepare(weights.lm_head), layers=layers)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.draw import Draw
 from local_engine.batch import Batch
 from local_engine.kv_memory import KVMemory, KVType
 from local_engine.model import Model, Output
@@ -13,11 +14,14 @@ from local_engine.sequence import Chunk, Sequence
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What one chunk gets back. Numbers that are not finite are passed on: they are that request's affair."""
+    """What one chunk gets back. Numbers that are not finite are passed on: they are that request's affair.
+
+    The tensors are where the model runs."""
 
     logits: Tensor | None  # [chunk.num_rows, V], of its last positions; None where no row was wanted
     hidden: Tensor | None  # [count, D], after the final norm; None unless its sequence embeds
-    best: list[int] | None = None  # the token of the largest logit of each row; -1: not all are finite; None: not known
+    best: list[int] | None = None  # the token of the largest logit of each row; -1: not all are finite, or not known
+    drawn: list[int] | None = None  # the token of each row that the chunk's `draw` gives; -1: not known
 
 
 class Runner:
@@ -28,6 +32,36 @@ class Runner:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.memory = KVMemory(model.config, num_blocks, block_size, kv_type, model.shard, model.device)
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are sampled where the model runs: then chunks should say how."""
+        return self.model.whole_step is not None and self.model.whole_step.draws
+
+    @property
+    def runs_to_warm(self) -> int:
+        """How often a step of a new size has to run until it takes the time that it will take."""
+        return 0 if self.model.whole_step is None else self.model.whole_step.runs_to_warm
+
+    def warm_up(self, most: int, draw: Draw) -> None:
+        """Runs steps of up to `most` answers, greedy and drawn, in every size. No block may be in use yet."""
+        if self.model.whole_step is None:
+            return
+        for size in self.model.whole_step.sizes(min(most, self.num_blocks)):
+            for draws in ([], [(row, draw) for row in range(size)]):
+                one = [0] * size
+                batch = Batch(
+                    tokens=one,
+                    positions=one,
+                    slots=[row * self.block_size for row in range(size)],
+                    starts=[*range(size + 1)],
+                    lengths=[1] * size,
+                    tables=[[row] for row in range(size)],
+                    logit_rows=[*range(size)],
+                    draws=draws,
+                )
+                for _ in range(self.runs_to_warm):
+                    self.forward(batch)
 
     def run(self, chunks: list[Chunk]) -> list[Rows]:
         """One `Rows` for each chunk, in order.
@@ -40,15 +74,16 @@ class Runner:
         found: list[Rows] = []
         row = position = 0
         for chunk in chunks:
-            logits = hidden = best = None
+            logits = hidden = best = drawn = None
             if chunk.num_rows:
                 logits = output.logits[row : row + chunk.num_rows]
                 best = None if output.best is None else output.best[row : row + chunk.num_rows]
+                drawn = None if output.drawn is None else output.drawn[row : row + chunk.num_rows]
                 row += chunk.num_rows
             if chunk.sequence.embed:
                 hidden = output.hidden[position : position + len(chunk.tokens)]
                 position += len(chunk.tokens)
-            found.append(Rows(logits, hidden, best))
+            found.append(Rows(logits, hidden, best, drawn))
         return found
 
     @torch.inference_mode()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kernels.draw import Draw
 from local_engine import noise
 from local_engine.errors import GenerationError, RequestError
 from local_engine.request import MIN_TEMPERATURE, SamplingParams, TokenLogprobs
@@ -72,21 +73,30 @@ class Sampler:
         self._prompt = set(prompt) if params.repetition_penalty != 1 else set()
         self._ends = _ids(sorted(token for token in end_ids if 0 <= token < vocab_size))
         self._min_tokens = min_tokens if len(self._ends) else 0
-        # greedy and nothing else: then the largest logit is all there is to know, if nothing may not be sampled
-        self._is_plain = (
-            params.temperature < MIN_TEMPERATURE
-            and params.logprobs is None
+        is_plain = (
+            params.logprobs is None
             and not params.logit_bias
             and params.repetition_penalty == 1
             and not params.presence_penalty
             and not params.frequency_penalty
         )
+        # greedy and nothing else: then the largest logit is all there is to know, if nothing may not be sampled
+        self._takes_best = is_plain and params.temperature < MIN_TEMPERATURE
+        # likewise, where the model can draw: what is said to it; None: the logits have to be seen here
+        self.draw: Draw | None = None
+        if is_plain and not self._takes_best:
+            self.draw = Draw(params.temperature, params.top_k, params.top_p, params.min_p, self.key, vocab_size)
 
     def takes_best(self, best: int, mask: Mask | None = None) -> bool:
         """Whether `best`, the place of a row's largest logit (-1: unknown), is what `sample` would say of that row."""
-        return (
-            self._is_plain and 0 <= best < self.vocab_size and mask is None and self.num_generated >= self._min_tokens
-        )
+        return self._takes_best and self._is_free(best, mask)
+
+    def takes_drawn(self, drawn: int, mask: Mask | None = None) -> bool:
+        """Whether `drawn`, which a model said after `draw` (-1: unknown), is what `sample` would say of that row."""
+        return self.draw is not None and self._is_free(drawn, mask)
+
+    def _is_free(self, token: int, mask: Mask | None) -> bool:
+        return 0 <= token < self.vocab_size and mask is None and self.num_generated >= self._min_tokens
 
     def sample(self, logits: Tensor | Row, position: int, mask: Mask | None = None) -> Sampled:
         """The token at `position` (its index among the sequence's tokens). Records nothing: `accept` does.
@@ -110,7 +120,7 @@ class Sampler:
         self.num_generated += 1
 
     def _row(self, logits: Tensor | Row) -> Row:
-        row: Row = np.asarray(logits)[: self.vocab_size]
+        row: Row = on_host(logits)[: self.vocab_size]
         # numpy: one pass on this thread, where torch would wake the others for more than the work takes
         if not (math.isfinite(row.max()) and math.isfinite(row.min())):
             raise FloatingPointError("the model produced logits that are not finite")
@@ -215,10 +225,15 @@ def prompt_logprobs(
 
     Raises `FloatingPointError` when the logits are not finite.
     """
-    rows: Rows = np.asarray(logits)
+    rows = on_host(logits)
     if not np.isfinite(rows).all():
         raise FloatingPointError("the model produced logits that are not finite")
     return [_logprobs(row, token, n) for row, token in zip(rows, next_tokens, strict=True)]
+
+
+def on_host(logits: Tensor | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The same numbers, or from a GPU a copy, which waits until they are there."""
+    return logits if isinstance(logits, np.ndarray) else logits.numpy(force=True)
 
 
 def _logprobs(row: Row, token: int, n: int) -> TokenLogprobs:

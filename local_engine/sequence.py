@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from kernels.draw import Draw
+
 
 class Status(Enum):
     WAITING = "waiting"  # not started, or preempted
@@ -67,7 +69,7 @@ class Chunk:
     """`count` known tokens of `sequence`, from position `start`, in one step; and behind them guesses.
 
     `draft_room` is how many guesses the step's budget and the sequence's blocks have room for; a proposer may fill
-    `draft` with at most that many.
+    `draft` with at most that many. `draw`: how its tokens are sampled, where the model may do that; None: it may not.
     """
 
     sequence: Sequence
@@ -75,6 +77,7 @@ class Chunk:
     count: int
     draft_room: int = 0
     draft: list[int] = field(default_factory=list)
+    draw: Draw | None = None
 
     @property
     def is_last(self) -> bool:

@@ -19,14 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from local_engine.config import EngineConfig
 from local_engine.draft_model import DraftModel
 from local_engine.ngram import NgramProposer
 from local_engine.pace import Pace
 from local_engine.proposer import Outlook, Proposer
-from local_engine.sampler import Mask, Rows, Sampled, Sampler
+from local_engine.sampler import Mask, Rows, Sampled, Sampler, on_host
 from local_engine.sequence import Chunk, Sequence
 
 if TYPE_CHECKING:
@@ -53,13 +51,14 @@ def verify(
     mask_of: Callable[[], Mask | None] | None = None,
     ends: Callable[[int], bool] | None = None,
     best: list[int] | None = None,
+    drawn: list[int] | None = None,
 ) -> list[Sampled]:
     """The tokens that the sequence goes on with: the guesses that came true and the one after them; at least one.
 
     logits [n, V]: the last 1 + len(chunk.draft) rows count. `mask_of` is asked before each row. Each token is recorded
     with the sampler, then `ends` is called with it; behind a token that ends the answer nothing is sampled. `best`:
-    the place of each row's largest logit, -1 where it is unknown; where that is all that counts, `logits` are not
-    looked at. Raises what `Sampler.sample` raises.
+    the place of each row's largest logit, `drawn`: what the model itself drew, -1 where they are unknown; where that is
+    all that counts, `logits` are not looked at. Raises what `Sampler.sample` raises.
     """
     position, draft = chunk.start + chunk.count, chunk.draft
     first = len(logits) - 1 - len(draft)
@@ -69,8 +68,10 @@ def verify(
         mask = None if mask_of is None else mask_of()
         if best is not None and sampler.takes_best(best[first + index], mask):
             one = Sampled(best[first + index])
+        elif drawn is not None and sampler.takes_drawn(drawn[first + index], mask):
+            one = Sampled(drawn[first + index])
         else:
-            rows = np.asarray(logits) if rows is None else rows
+            rows = on_host(logits) if rows is None else rows
             one = sampler.sample(rows[first + index], position + index, mask)
         sampler.accept(one.token)
         sampled.append(one)

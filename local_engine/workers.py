@@ -82,7 +82,7 @@ def load_runner(
     try:
         with workers.accounting():
             workers.expect(ALIVE, START_SECONDS)
-            group = ProcessGroup(0, config.processes, workers.meeting, timeout=silence)
+            group = ProcessGroup(0, config.processes, workers.meeting, device=config.device, timeout=silence)
             model = load_model(path, checkpoint, config, progress, Shard(0, config.processes, config.experts), group)
             runner = ParallelRunner(model, num_blocks, config.block_size, config.kv_number, workers)
             workers.expect(READY, LOAD_SECONDS)
@@ -102,7 +102,7 @@ def load_model(
     group: Group | None = None,
 ) -> Model:
     """This rank's share of the model, on the kernels of a settled configuration. Raises `EngineError`."""
-    backend = make_backend(config)
+    backend = make_backend(config, shard.rank)
     measured = find_scheme(path, config.cache_folder, checkpoint.fingerprint)
     quantiser = scheme_of(config.quant, checkpoint.config, measured)
     cached = CachedQuantiser(quantiser, config.cache_folder, checkpoint.fingerprint, shard)
@@ -326,7 +326,7 @@ def work(connection: Connection, say: Callable[..., None]) -> None:
     shard, config = task.shard, task.config
     torch.set_num_threads(max(1, config.num_threads // shard.size))
     say(ALIVE)
-    group = ProcessGroup(shard.rank, shard.size, task.meeting, timeout=task.silence)
+    group = ProcessGroup(shard.rank, shard.size, task.meeting, device=config.device, timeout=task.silence)
     with open_checkpoint(task.path) as checkpoint:
         model = load_model(task.path, checkpoint, config, shard=shard, group=group)
         runner = Runner(model, task.num_blocks, config.block_size, config.kv_number)

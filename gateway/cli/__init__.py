@@ -15,6 +15,7 @@ from gateway.cli import (
     domains,
     engine,
     escape,
+    kernels,
     keys,
     ledger_files,
     models,
@@ -50,6 +51,7 @@ app.command("report")(reports.report)
 app.command("reconcile")(reconcile.reconcile)
 app.add_typer(engine.app, name="engine")
 app.add_typer(bench.app, name="bench")
+app.add_typer(kernels.app, name="kernels")
 app.command("simulate")(simulate.simulate)
 app.add_typer(versions.app, name="policy")
 app.add_typer(escape.app, name="escape")

@@ -36,14 +36,14 @@ def bench() -> None:
 def bench_engine(
     model: Annotated[str, typer.Option(help="A model of the store, a GGUF file or a folder.")] = next(iter(BUNDLED)),
     quant: Annotated[Quant, typer.Option(help="How weights are kept.")] = Quant.MIXED,
-    kernels: Annotated[Kernels, typer.Option(help="What computes: own C++ kernels or plain torch.")] = Kernels.AUTO,
+    kernels: Annotated[Kernels, typer.Option(help="What computes, as with `hatchway engine`.")] = Kernels.AUTO,
     kv_type: Annotated[KVType, typer.Option(help="How keys and values are kept.")] = KVType.AUTO,
     threads: Annotated[int | None, typer.Option(help="Threads to compute with; left out: one a core.", min=1)] = None,
     runs: Annotated[int, typer.Option(help="Runs of each measure; the medians are shown.", min=1)] = 3,
     peers: Annotated[bool, typer.Option("--peers", help="Also llama.cpp, transformers, vLLM, if installed.")] = False,
     peer: Annotated[list[BenchPeer] | None, typer.Option(help="Only this peer; may be repeated.")] = None,
     peers_python: Annotated[
-        Path | None, typer.Option(help="A Python that has peers; others are looked for in this one.")
+        list[Path] | None, typer.Option(help="A Python that has peers, looked for in this one last; may be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON object.")] = False,
 ) -> None:
@@ -56,6 +56,7 @@ def bench_engine(
     command += [] if threads is None else ["--threads", str(threads)]
     for one in peer or ():
         command += ["--peer", one]
-    command += [] if peers_python is None else ["--peers-python", str(peers_python)]
+    for python in peers_python or ():
+        command += ["--peers-python", str(python)]
     command += ["--peers"] * peers + ["--json"] * as_json
     os.execv(sys.executable, command)

@@ -33,14 +33,29 @@ class Quant(StrEnum):
 
 class Kernels(StrEnum):
     AUTO = "auto"
+    TRITON = "triton"
     CPU = "cpu"
     REFERENCE = "reference"
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class DType(StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
 
 
 class KVType(StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
 
 
@@ -76,10 +91,19 @@ def engine(
     draft_tokens: Annotated[int | None, _number("Most tokens guessed at once; left out: 4")] = None,
     context_length: Annotated[int | None, _number("Tokens of prompt and answer; left out: the model's")] = None,
     kernels: Annotated[
-        Kernels | None, typer.Option(help="What computes; left out: C++ where it can be built, else torch.")
+        Kernels | None,
+        typer.Option(help="What computes; left out: Triton on a GPU, else C++ where it can be built, else torch."),
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help="Where it computes; left out: as the kernels need it.")] = None,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Numbers that Triton computes with; left out: bf16, before sm_80 fp16.")
+    ] = None,
+    kernel_tables: Annotated[
+        Path | None, typer.Option(help="Launch configurations that `hatchway kernels tune` has written.")
     ] = None,
     kv_type: Annotated[
-        KVType | None, typer.Option(help="How keys and values are kept; left out: fp16, with torch fp32.")
+        KVType | None,
+        typer.Option(help="How keys and values are kept; left out: fp16, with torch fp32, on GPUs `dtype`."),
     ] = None,
     kv_tokens: Annotated[
         int | None, _number("Tokens of the KV cache; left out: four full contexts, if they fit")
@@ -120,6 +144,9 @@ def engine(
         quant=quant,
         draft=store.find_draft(draft),
         kernels=kernels,
+        device=device,
+        dtype=dtype,
+        kernel_tables=None if kernel_tables is None else str(kernel_tables),
         kv_type=kv_type,
         experts=experts,
         prefix_cache=prefix_cache,

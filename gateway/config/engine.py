@@ -7,8 +7,10 @@ from gateway.config.model import EngineOptions
 from gateway.config.section import Section
 
 QUANTS = ("none", "int8", "int4", "int3", "fp8", "mixed")
-KERNELS = ("auto", "cpu", "reference")
-KV_TYPES = ("auto", "fp32", "fp16", "int8")
+KERNELS = ("auto", "triton", "cpu", "reference")
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "fp32", "fp16", "bf16")
+KV_TYPES = ("auto", "fp32", "fp16", "bf16", "int8")
 SHARES = ("split", "spread")
 _MOST = 1 << 30
 _BOUNDS = {
@@ -29,6 +31,9 @@ def compile_engine(provider: Section) -> EngineOptions:
         quant=section.choice("quant", QUANTS, "quantisation"),
         draft=section.text("draft"),
         kernels=section.choice("kernels", KERNELS, "kind of kernels"),
+        device=section.choice("device", DEVICES, "device"),
+        dtype=section.choice("dtype", DTYPES, "dtype"),
+        kernel_tables=section.text("kernel_tables"),
         kv_type=section.choice("kv_type", KV_TYPES, "type"),
         experts=section.choice("experts", SHARES, "way to share experts"),
         prefix_cache=section.flag("prefix_cache"),
@@ -49,6 +54,9 @@ def arguments(options: EngineOptions) -> list[str]:
         "quant": options.quant,
         "draft": options.draft,
         "kernels": options.kernels,
+        "device": options.device,
+        "dtype": options.dtype,
+        "kernel-tables": options.kernel_tables,
         "kv-type": options.kv_type,
         "experts": options.experts,
     }

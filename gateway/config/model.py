@@ -59,6 +59,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     quant: str | None = None
     draft: str | None = None
     kernels: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    kernel_tables: str | None = None
     kv_type: str | None = None
     experts: str | None = None
     prefix_cache: bool | None = None

@@ -54,10 +54,19 @@ def test_everything_said_is_told(tmp_path: Path) -> None:
     ]
 
 
+def test_where_it_computes_is_told(tmp_path: Path) -> None:
+    text = "engine: {kernels: triton, device: cuda, dtype: bf16, kernel_tables: tuned.json, kv_type: bf16}"
+    told = arguments(provider(tmp_path, f"adapter: local, model: m, {text}").engine)
+    said = "--kernels triton --device cuda --dtype bf16 --kernel-tables tuned.json --kv-type bf16"
+    assert told == said.split()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("adapter: local, model: m, engine: {quant: int5}", "quant"),
+        ("adapter: local, model: m, engine: {device: gpu}", "device"),
+        ("adapter: local, model: m, engine: {dtype: int8}", "dtype"),
         ("adapter: local, model: m, engine: {kernels: gpu}", "kernels"),
         ("adapter: local, model: m, engine: {processes: 0}", "processes"),
         ("adapter: local, model: m, engine: {colour: red}", "colour"),

@@ -141,7 +141,7 @@ def test_a_configuration_is_settled_once(monkeypatch: pytest.MonkeyPatch, caplog
 
     monkeypatch.setattr(backend, "open_library", refuse)
     once = settled(EngineConfig(kernels="auto"))
-    assert settled(once) == once == EngineConfig(kernels="reference", kv_type="fp32")
+    assert settled(once) == once == EngineConfig(kernels="reference", device="cpu", dtype="fp32", kv_type="fp32")
     assert warnings(caplog) == [INSTEAD + "of no reason"]
     assert make_backend(once) is REFERENCE
 
@@ -158,7 +158,8 @@ def test_a_configuration_is_settled_once(monkeypatch: pytest.MonkeyPatch, caplog
 )
 def test_keys_and_values_follow_the_kernels(kernels: str, kv_type: str, kept: str) -> None:
     config = EngineConfig(kernels=kernels, kv_type=kv_type)  # type: ignore[arg-type]
-    assert settled(config) == replace(config, kv_type=kept) and config.kv_number == kept  # type: ignore[arg-type]
+    assert settled(config) == replace(config, device="cpu", dtype="fp32", kv_type=kept)  # type: ignore[arg-type]
+    assert config.kv_number == kept
 
 
 def test_where_the_objects_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

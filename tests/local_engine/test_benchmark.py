@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from local_engine import benchmark_measures as measures
+from local_engine.benchmark import arguments, open_peers
 from local_engine.benchmark_child import Absent, Peer, PeerError
 from local_engine.benchmark_measures import Figure, Ours, Reading, Turn, reading, rounds, turns_of, warm_up
 from local_engine.benchmark_table import limits, numbers, ratios
@@ -161,6 +163,24 @@ def test_what_a_package_prints_is_no_answer(folder: Path, tmp_path: Path) -> Non
         Peer("vllm", folder, 1, tmp_path, {**os.environ, "PYTHONPATH": str(tmp_path)})
 
 
+LAZY = """
+class NoKernels(Exception): pass
+first = NoKernels("operator does not exist")
+second = KeyError("images")
+second.__cause__ = first
+{more}
+raise ImportError("no module 'Llama'") from second
+"""
+
+
+@pytest.mark.parametrize("more", ["", "first.__cause__ = second"])  # the second one goes in a circle
+def test_the_cause_below_an_error_is_told(folder: Path, tmp_path: Path, more: str) -> None:
+    (tmp_path / "vllm.py").write_text(LAZY.format(more=more))
+    with pytest.raises(PeerError) as raised:
+        Peer("vllm", folder, 1, tmp_path, {**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=60.0)
+    assert str(raised.value) == "ImportError: no module 'Llama', from NoKernels: operator does not exist"
+
+
 def script(tmp_path: Path, text: str) -> str:
     path = tmp_path / "python"
     path.write_text(f"#!/bin/sh\n{text}\n")
@@ -173,6 +193,31 @@ def test_packages_that_are_not_there_make_a_peer_absent(folder: Path, tmp_path: 
     bare = script(tmp_path, f'exec "{sys.executable}" -S "$@"')  # without site-packages
     with pytest.raises(Absent, match="is not installed"):
         start(name, folder, tmp_path, bare)
+
+
+ANSWERS = """echo '{"version": "VERSION", "load_s": 1}'; while read line; do echo '{"value": 1}'; done"""
+
+
+def test_a_peer_comes_from_the_first_python_that_has_it(folder: Path, tmp_path: Path) -> None:
+    texts = (f'exec "{sys.executable}" -S "$@"', ANSWERS.replace("VERSION", "8"), ANSWERS.replace("VERSION", "9"))
+    pythons = []
+    for number, text in enumerate(texts):
+        (tmp_path / str(number)).mkdir()
+        pythons += ["--peers-python", script(tmp_path / str(number), text)]
+    options = arguments().parse_args(["--model", str(folder), "--peer", "vllm", *pythons])
+    with ExitStack() as stack:
+        found, told = open_peers(options, 1, tmp_path, os.environ, stack)
+        assert {name: peer.version for name, peer in found.items()} == {"vllm": "8"} and told == {}
+        process = found["vllm"]._process
+    assert process.returncode is not None
+
+
+def test_a_python_that_fails_is_told_and_no_other_is_tried(folder: Path, tmp_path: Path) -> None:
+    pythons = ["--peers-python", "/nowhere/python", "--peers-python", script(tmp_path, ANSWERS)]
+    options = arguments().parse_args(["--model", str(folder), "--peer", "vllm", *pythons])
+    with ExitStack() as stack:
+        found, told = open_peers(options, 1, tmp_path, os.environ, stack)
+    assert found == {} and told["vllm"]["failed"].startswith("`/nowhere/python` cannot be run")
 
 
 @pytest.mark.parametrize(
