@@ -20,7 +20,7 @@ from gateway.store.database import Database, database_url
 from gateway.store.migrate import migrate
 from gateway.types import BUCKETS
 
-_AT_START = dict(os.environ)
+_AT_START = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # set below
 if os.environ.get("HATCHWAY_TEST_DEVICE") != "cuda":
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by whichever test comes first
 MODEL = "smollm2-135m-instruct"

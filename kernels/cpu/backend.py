@@ -22,6 +22,7 @@ from kernels.packed import Matrix, Packed
 Pointer = ctypes.c_void_p
 Int32, Int64, Float = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
+SAME_BITS = 64  # rows up to which the library's product, whose sums have an order of their own, is not considered
 TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # exports an fp32 matrix product
 
 
@@ -160,7 +161,7 @@ class Operations:
 def _variants(part: MatrixStruct, rows: int) -> tuple[int, ...]:
     """What a part can be multiplied with. The first always works, and is what to expect to be the fastest."""
     if part.kind == FP32:
-        return NARROW, BLAS
+        return (NARROW, BLAS) if rows > SAME_BITS else (NARROW,)
     if part.span != 32 or part.scale_bytes != 2:
         return (WIDE,)
     return (NARROW, WIDE) if rows <= FEW_ROWS else (WIDE, NARROW)
