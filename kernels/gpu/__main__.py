@@ -77,9 +77,11 @@ def _report(options: argparse.Namespace) -> int:
         compilations = compile_all(wanted, jobs=options.jobs, cache=options.cache, tables=tables, progress=step)
     report = Report(compilations, unseen(compilations, modules, tables), time.monotonic() - began)
     if options.json:
-        sys.stdout.write(json.dumps(report.as_json()) + "\n")
+        sys.stdout.write(json.dumps({**report.as_json(), "throughput": as_json(table())}) + "\n")
     else:
         report.print(_console(), details=options.details)
+        if options.operation is None:
+            show(table(), _console())
     return 1 if report.faults else 0
 
 

@@ -134,6 +134,12 @@ def test_the_status_says_whether_there_are_faults(found: dict[str, Any]) -> None
     assert faults == [] and first == second == third == 0
 
 
+def test_whole_models_are_in_the_json(found: dict[str, Any]) -> None:
+    told = json.loads(found["runs"][0][1])["throughput"]
+    assert told["label"] == "estimated"
+    assert {one["model"] for one in told["decoding"]} == {"Qwen3-30B-A3B", "Mixtral-8x22B", "Llama-3.1-405B"}
+
+
 def test_tables_are_for_people(found: dict[str, Any]) -> None:
     _, printed = found["runs"][2]
     assert "combine" in printed and "estimated, never measured: eta_b 0.80" in printed
