@@ -16,7 +16,6 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from gateway import tokens
 from gateway.accounting.catalogue import read_catalogue
 from gateway.accounting.entry import Books
 from gateway.accounting.prices import PriceBook
@@ -154,7 +153,6 @@ class Worker:
         self._prices = PriceBook()
         self._take_up_catalogue()
         self._prices.load()  # now, rather than inside the first request
-        tokens.load()
         self.client = UpstreamClient()
         self.metrics = Metrics()
         self.spool = Spool(settings.spool_dir, f"worker-{index}")
