@@ -29,7 +29,8 @@ format: $(VENV)/.dev  ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 
 bench: install $(VENV)/.test  ## run the benchmarks; each prints a table and a JSON line
-	@for name in start gateway upstream_client ledger decision engine_greedy engine_kernels engine_text mixed_load speculation; do \
+	@echo "== hatchway bench gateway"; $(BIN)/hatchway bench gateway --bare
+	@for name in start upstream_client ledger decision engine_greedy engine_kernels engine_text mixed_load speculation; do \
 		echo "== bench/$$name.py"; $(BIN)/python -m bench.$$name || exit 1; done
 
 clean:  ## remove the environment and caches; never the state folder

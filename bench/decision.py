@@ -1,6 +1,6 @@
 """What a routing decision costs: matching a route, quoting and weighing 20 endpoints, ordering them.
 
-    python -m bench.decision [--decisions 20000]
+    python -m bench.decision [--decisions 20000] [--against FOLDER]
 
 Prints a table, and one JSON object as the last line. Everything that a policy can ask for is configured: 20 routes
 (one with a window), requirements, data classes, a team's allow-list, limits on cost, price, TTFT and speed, a hard
@@ -8,6 +8,8 @@ budget, learned shares of cached input and lengths of output, stickiness, canari
 The classifier and the reading of the request are not part of it. `cpu` is the thread's own time: a decision waits for
 nothing, so that wall time beyond it is other work of the machine. Requests vary as they do in traffic: sizes, streams,
 sessions, teams, tags, every twentieth with wishes. One decision after the other on one core, each timed on its own.
+Nothing that was learned changes meanwhile. `--against`: the same with the `gateway` of another folder, by turns with
+this one in processes of their own, and how many times as long it takes there at best.
 """
 
 from __future__ import annotations
@@ -15,9 +17,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from pathlib import Path
 from random import Random
 from time import perf_counter_ns, thread_time_ns
 from typing import Any
@@ -35,6 +41,7 @@ from gateway.routing.wishes import read_wishes
 from gateway.types import EndpointHealth, Outlook, RouteHabits, Shift
 
 ENDPOINTS = 20
+TURNS = 4
 CATALOGUE = ("gpt-4o-mini", "gpt-4o", "gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano")
 """Models whose prices are looked up; the other endpoints state theirs."""
 AT = 1_780_000_000.0  # seconds since the epoch
@@ -218,7 +225,9 @@ def parts(
 def main() -> int:
     reader = argparse.ArgumentParser(description="what a routing decision costs")
     reader.add_argument("--decisions", type=int, default=20_000)
-    count = reader.parse_args().decisions
+    reader.add_argument("--against", metavar="FOLDER")
+    given = reader.parse_args()
+    count = given.decisions
     prices = PriceBook()
     prices.load()
     asked = vary_facts(Random(1), count)
@@ -244,8 +253,33 @@ def main() -> int:
         _show(select, results[select], "  ".join(f"{name} {value:.1f}" for name, value in shares.items()))
     whole = _row(walls, cpus)
     _show("all", whole, "")
-    print(json.dumps({"bench": "decision", "endpoints": ENDPOINTS, "decisions": count, **whole, "selects": results}))
+    found = {"bench": "decision", "endpoints": ENDPOINTS, "decisions": count, **whole, "selects": results}
+    if given.against is not None:
+        found["against"] = _compare(Path(given.against), count)
+        for select, ratio in found["against"].items():
+            print(f"{select:10} takes {ratio:.2f} times as long there")
+    print(json.dumps(found))
     return 0
+
+
+def _compare(other: Path, count: int) -> dict[str, float]:
+    """How many times as long a selection's median decision takes there: of the best of each side's turns."""
+    here = Path(__file__).parent.parent
+    best = {folder: dict.fromkeys(SELECTS, math.inf) for folder in (here, other)}
+    for _ in range(TURNS):
+        for folder, times in best.items():
+            for select, row in _run_with(folder, count)["selects"].items():
+                times[select] = min(times[select], row["cpu_p50_us"])
+    return {select: round(best[other][select] / best[here][select], 3) for select in SELECTS}
+
+
+def _run_with(folder: Path, count: int) -> dict[str, Any]:
+    # -P: beside this file lies another `gateway`.
+    command = [sys.executable, "-P", __file__, "--decisions", str(count)]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _row(wall: Sequence[int], cpu: Sequence[int]) -> dict[str, Any]:

@@ -267,6 +267,9 @@ class Admission:
         self._metrics = metrics
         self._gate = FairQueue(None, max_waiting=0, max_wait=0.0)
         self._endpoints: dict[str, FairQueue] = {}
+        self.try_enter = self._gate.try_enter
+        """Lets a request in if it need not wait. True: `leave` must follow; False: `enter` waits."""
+        self.leave = self._gate.leave
 
     def configure(self, configuration: Configuration, workers: int) -> None:
         """Limits hold over all workers, so each gets its part, rounded down, and 1 at least."""
@@ -304,17 +307,15 @@ class Admission:
             self._metrics.shed("server")
             raise
 
-    def leave(self) -> None:
-        self._gate.leave()
-
     def is_full(self, endpoint: str) -> bool:
         """Whether whoever enters now has to wait."""
         queue = self._endpoints.get(endpoint)
         return queue is not None and queue.is_full
 
     def try_enter_endpoint(self, endpoint: str) -> bool:
-        """For what may be left out: a hedge, a shadow copy. True: `leave_endpoint` must follow."""
-        return self._queue(endpoint).try_enter()
+        """Takes one of the endpoint's slots if one is free. True: `leave_endpoint` must follow. False: `enter_endpoint`
+        waits; what may be left out, a hedge or a shadow copy, is."""
+        return (self._endpoints.get(endpoint) or self._queue(endpoint)).try_enter()
 
     async def enter_endpoint(
         self, endpoint: str, team: str, *, priority: int = 5, weight: float = 1.0, due: float = math.inf

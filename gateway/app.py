@@ -22,14 +22,15 @@ from gateway.accounting.prices import PriceBook
 from gateway.admission import Admission
 from gateway.api.application import Application
 from gateway.api.auth import KeyRing
-from gateway.api.http import ClientDisconnected, Receive, Scope, Send, read_body, respond_error
+from gateway.api.http import HttpReply, Request, respond_error
+from gateway.api.server import Server
 from gateway.budgets.book import BudgetBook
 from gateway.config.compiler import compile_configuration
 from gateway.config.settings import Settings, environment_variables, load_settings
 from gateway.errors import ConfigError, GatewayError, Unavailable, UpstreamError
 from gateway.ledger.spool import Spool
 from gateway.pipeline import Pipeline
-from gateway.processes import bind_unix, control_socket, create_server, worker_socket
+from gateway.processes import bind_unix, control_socket, wait_to_begin, worker_socket
 from gateway.prompts import PromptKeeper
 from gateway.publication import Publication
 from gateway.routing.domains import MODEL_FILE, DomainClassifier
@@ -38,6 +39,7 @@ from gateway.secrets import published_stamp
 from gateway.shadow import Shadows
 from gateway.snapshot import Snapshot
 from gateway.telemetry import Metrics, set_up_log
+from gateway.telemetry.trace import Tracer
 from gateway.types import KeyRecord
 from gateway.upstream.client import UpstreamClient
 from gateway.upstream.request import Deadlines, Origin, UpstreamRequest, header_block
@@ -45,6 +47,7 @@ from gateway.upstream.request import Deadlines, Origin, UpstreamRequest, header_
 DRAIN_SECONDS = 30
 """How long open requests may go on after SIGTERM."""
 RELOAD_EVERY = 1.0
+HAND_OVER_SECONDS = 2.0
 CONTROL_SECONDS = 30.0
 LOOKUP_SECONDS = 2.0
 ASK_SECONDS = 10.0
@@ -96,37 +99,33 @@ class ControlPlane:
             raise Unavailable(f"the control plane answered `{path}` with status {status}", code="control_plane")
         return answer
 
-    async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limit = UPLOADS.get(scope["path"])
-        if limit is None or scope["method"] != "POST":
-            await self._forward(scope, receive, send, MAX_CONTROL_BODY)
+    async def forward(self, request: Request, reply: HttpReply) -> None:
+        limit = UPLOADS.get(request.path)
+        if limit is None or request.method != "POST":
+            await self._forward(request, reply, MAX_CONTROL_BODY)
         else:
             async with self._uploads:
-                await self._forward(scope, receive, send, limit)
+                await self._forward(request, reply, limit)
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+    async def _forward(self, request: Request, reply: HttpReply, limit: int) -> None:
         try:
-            body = await read_body(receive, dict(scope["headers"]), limit)
-            query = scope["query_string"]
-            target = (scope["raw_path"] or scope["path"].encode()) + (b"?" + query if query else b"")
-            block = header_block((name, value) for name, value in scope["headers"] if name not in _HOP_BY_HOP)
+            body = await request.read(limit)
+            block = header_block((name, value) for name, value in request.header_lines if name not in _HOP_BY_HOP)
             try:
                 status, headers, content = await self._call(
-                    scope["method"].encode(), target, block, body, CONTROL_SECONDS
+                    request.method.encode(), request.target, block, body, CONTROL_SECONDS
                 )
             except UpstreamError:
                 raise Unavailable(
                     "the control plane is not available; applications are served", code="control_plane"
                 ) from None
-        except ClientDisconnected:
-            return
         except GatewayError as error:
-            await respond_error(send, error)
+            respond_error(reply, error)
             return
         kept = [(name, value) for name, value in headers if name not in _HOP_BY_HOP]
         kept.append((b"content-length", b"%d" % len(content)))
-        await send({"type": "http.response.start", "status": status, "headers": kept})
-        await send({"type": "http.response.body", "body": content, "more_body": False})
+        reply.start(status, kept)
+        reply.send(content, is_last=True)
 
     async def _call(
         self, method: bytes, target: bytes, headers: bytes, body: bytes, seconds: float
@@ -155,12 +154,13 @@ class Worker:
         self._prices.load()  # now, rather than inside the first request
         self.client = UpstreamClient()
         self.metrics = Metrics()
+        self.tracer = Tracer(self.metrics)
         self.spool = Spool(settings.spool_dir, f"worker-{index}")
         self.health = HealthBook(worker=str(index))
         self.admission = Admission(self.metrics)
         books = Books(self.spool, self.metrics, gateway=settings.gateway_name)
         self.shadows = Shadows(self.client, books, self.admission)
-        control = ControlPlane(self.client, control_socket(settings.run_dir))
+        control = self._control = ControlPlane(self.client, control_socket(settings.run_dir))
         self.budgets = BudgetBook(
             f"{settings.gateway_name}/{self.spool.process}",
             control.ask,
@@ -178,6 +178,7 @@ class Worker:
             admission=self.admission,
             shadows=self.shadows,
             prompts=self.prompts,
+            tracer=self.tracer,
         )
         self.metrics.waiting = lambda: self.admission.waiting
         self.metrics.states = lambda: self.health.states(asyncio.get_running_loop().time())
@@ -207,6 +208,15 @@ class Worker:
                     take_up()
                 except (OSError, ValueError, msgspec.DecodeError, ConfigError) as error:
                     _log.error("published %s cannot be taken up, the old stays: %s", "/".join(sorted(names)), error)
+
+    async def hand_over(self) -> None:
+        """Gives the control plane the last traces, before the worker ends; without it they are gone."""
+        if self.tracer.has_records:
+            try:
+                async with asyncio.timeout(HAND_OVER_SECONDS):
+                    await self._control.ask("/internal/spans", self.tracer.drain())
+            except (TimeoutError, Unavailable, UpstreamError) as error:
+                _log.warning("the last traces are lost: %s", error)
 
     async def watch(self) -> None:
         """Notices a publication whose push was missed."""
@@ -256,6 +266,7 @@ class Worker:
             configuration, self._prices, self._settings.run_dir, self._user_agent, read_model(self._model_file)
         )
         self.metrics.configuration(configuration.version)
+        self.tracer.configure(configuration.telemetry, self._workers)
         self.health.configure(configuration.learning)
         self.admission.configure(configuration, self._workers)
         self.spool.configure(configuration.ledger, self._workers)
@@ -276,7 +287,7 @@ def read_model(path: Path) -> DomainClassifier | None:
 async def serve(settings: Settings, index: int, workers: int, listener: socket.socket) -> None:
     """Serves until SIGTERM, then drains, syncs the spool and returns."""
     worker = Worker(settings, index, workers)
-    server = create_server(worker.application, drain_seconds=DRAIN_SECONDS)
+    server = Server(worker.application, drain_seconds=DRAIN_SECONDS)
     internal = bind_unix(worker_socket(settings.run_dir, index))
     gc.collect()
     gc.freeze()  # what is loaded now stays: the collector need not look at it again
@@ -287,11 +298,12 @@ async def serve(settings: Settings, index: int, workers: int, listener: socket.s
                 owned.create_task(worker.watch()),
                 owned.create_task(worker.budgets.run()),
             ]
-            await server.serve(sockets=[listener, internal])
+            await server.serve(listener, internal)
             for task in tasks:
                 task.cancel()
     finally:
         await worker.shadows.close()
+        await worker.hand_over()
         await worker.client.close()
         worker.prompts.close()
         worker.spool.close()
@@ -303,10 +315,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="how many there are: limits are divided among them")
     parser.add_argument("--socket-fd", type=int, required=True)
     parser.add_argument("--config", type=Path)
+    parser.add_argument("--gate-fd", type=int)
     arguments = parser.parse_args()
-    set_up_log(f"worker-{arguments.index}")
+    wait_to_begin(arguments.gate_fd)
+    settings = load_settings(config=arguments.config)
+    set_up_log(f"worker-{arguments.index}", log_format=settings.log_format)
     listener = socket.socket(fileno=arguments.socket_fd)
-    uvloop.run(serve(load_settings(config=arguments.config), arguments.index, arguments.workers, listener))
+    uvloop.run(serve(settings, arguments.index, arguments.workers, listener))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from time import perf_counter
 
 from gateway.accounting.entry import NOTHING, UNKNOWN, Charge, Entry
 from gateway.adapters.base import Call, Signer
@@ -20,14 +21,15 @@ from gateway.errors import (
     UpstreamError,
     UpstreamProtocolError,
     UpstreamStatus,
-    UpstreamTimeout,
 )
 from gateway.protocols.base import StreamError, StreamReader
+from gateway.relay import BYTES_PER_TOKEN, Pace, Relay
 from gateway.reply import STREAM_HEADERS, Headers, Reply
+from gateway.telemetry.trace import Trace
 from gateway.types import Candidate, Status
 from gateway.upstream.client import ReadDeadline, UpstreamClient
-from gateway.upstream.request import Deadlines
-from gateway.upstream.response import NEVER, UpstreamResponse
+from gateway.upstream.request import Deadlines, UpstreamRequest
+from gateway.upstream.response import UpstreamResponse
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 256 * 1024
@@ -35,12 +37,6 @@ MAX_HELD_BYTES = 1024 * 1024
 """Bytes of a stream held back before its first content, so that another endpoint may still take over."""
 DRAIN_SECONDS = 1.0
 """How long the end of an upstream's message is awaited after its stream said that it is complete."""
-BYTES_PER_TOKEN = 4
-"""Of a model's text, roughly: enough for thresholds."""
-MAX_PACED = 4 * 1024 * 1024
-"""Characters of a stream beyond which readers keep no more of its text, so that its speed is not known."""
-LARGE_PIECE = 4096
-"""Bytes of an event under way that show that its stream goes on."""
 
 CLIENT_GONE = "client_disconnected"
 HEDGE_LOST = "hedge_lost"
@@ -53,13 +49,39 @@ class Attempt:
     """`total_at`: loop time at which the whole request must be over. `streams`: the client wants a stream.
 
     `signer`: what signs the call; None: its headers have all it needs. `reservation`: the money set aside for it, which
-    is settled with it. `on_settled` is called once, when the entry has
-    been settled, with what the attempt cost (USD; None: unknown).
+    is settled with it. `on_settled` is called once, when the entry has been settled, with what the attempt cost (USD;
+    None: unknown). `trace`: what the upstream is told of the request's trace; None: nothing.
     """
+
+    # What is the same for every attempt that nothing has happened to yet costs nothing here.
+    ttft: float | None = None
+    """Seconds until its whole answer or its stream's first content had come."""
+    charge: Charge = UNKNOWN
+    """What it was settled with."""
+    duration = 0.0
+    is_empty = False
+    """It has begun, and says nothing."""
+    is_settled = False
+    error_if_cancelled = CLIENT_GONE
+    asked_at = answered_at = shown_at = 0.0
+    """When it was sent, when its answer or first content was here, when that was handed to the client's socket, in
+    seconds of `time.perf_counter`: a loop's own time may have whole milliseconds. 0: not yet."""
+    status: Status | None = None
+    error_type: str | None = None
+    cost: Decimal | None = None
+    finish_reason: str | None = None
+    opening = b""
+    """The whole answer, or what a stream had brought when its content came."""
+    _was_signed = False
+    _was_sent = False
+    _was_accepted = False
+    _response: UpstreamResponse | None = None
+    _reader: StreamReader | None = None
+    _whole: Charge | None = None
+    _tier: str | None = None  # the service tier that a whole answer names
 
     def __init__(
         self,
-        *,
         candidate: Candidate,
         endpoint: Endpoint,
         number: int,
@@ -73,16 +95,11 @@ class Attempt:
         streaming: Streaming,
         total_at: float,
         on_settled: Callable[[Attempt, Decimal | None], None],
+        trace: Trace | None = None,
     ) -> None:
         self.candidate = candidate
         self.endpoint = endpoint
         self.number = number
-        self.ttft: float | None = None
-        self.charge: Charge = UNKNOWN  # what it was settled with
-        self.duration = 0.0
-        self.is_empty = False  # it has begun, and says nothing
-        self.is_settled = False
-        self.error_if_cancelled = CLIENT_GONE
         self.note = call.note
         self.is_local = call.request is None  # the gateway itself has the answer
         self._call = call
@@ -95,17 +112,7 @@ class Attempt:
         self._streaming = streaming
         self._total_at = total_at
         self._on_settled = on_settled
-        self._loop = asyncio.get_running_loop()
-        self._sent_at = self._loop.time()
-        self._was_signed = signer is None
-        self._was_sent = False
-        self._was_accepted = False
-        self._response: UpstreamResponse | None = None
-        self._reader: StreamReader | None = None
-        self._held = b""  # of a stream that has begun
-        self._answer = b""
-        self._whole: Charge | None = None
-        self._tier: str | None = None  # the service tier that a whole answer names
+        self._trace = trace
 
     # Phases
 
@@ -114,13 +121,20 @@ class Attempt:
 
         What has begun must be served, rejected or abandoned.
         """
+        self.asked_at = perf_counter()
         try:
-            if self._call.request is None:
-                self._answer, self._whole = self._call.local_answer, NOTHING
+            request = self._call.request
+            if request is None:
+                self.opening, self._whole = self._call.local_answer, NOTHING
+                self.answered_at = self.asked_at
             elif self._streams:
-                await self._begin_stream()
+                await self._begin_stream(request)
             else:
-                await self._begin_answer()
+                response = await self._send(request, None)
+                content = response.read_at_once(MAX_ANSWER_BYTES)
+                if content is None:
+                    content = await response.read(MAX_ANSWER_BYTES)
+                self._begin_answer(content)
         except BaseException as error:
             self._end_badly(error)
             raise
@@ -128,10 +142,16 @@ class Attempt:
     async def serve(self, reply: Reply, headers: Headers, judge: Judge | None = None) -> None:
         """Shows the client what has begun. Raises UpstreamError; `reply.has_content` says what was seen."""
         try:
-            if self._reader is None:
-                await self._serve_answer(reply, headers, judge)
-            else:
+            if self._reader is not None:
                 await self._serve_stream(self._reader, reply, headers, judge)
+                return
+            assert self._whole is not None, "it has begun"
+            if judge is not None:
+                self._entry.tag(judge(self.opening))
+            cost = self._settle("ok", self._whole)
+            if self._entry.waits_for_disk:
+                await self._entry.durable()
+            self._show_answer(reply, headers, cost)
         except BaseException as error:
             self._end_badly(error)
             raise
@@ -151,41 +171,46 @@ class Attempt:
 
     # A whole answer
 
-    async def _begin_answer(self) -> None:
-        response = await self._send()
-        content = await response.read(MAX_ANSWER_BYTES)
+    def _begin_answer(self, content: bytes) -> None:
+        self._answer_has_come()
         try:
-            self._answer, summary = self._call.read_answer(content)
+            self.opening, summary = self._call.read_answer(content)
         except StreamError as error:
             error.body = error.body or content
             raise
-        self.ttft = self._loop.time() - self._sent_at
         self.is_empty = summary.is_empty
+        self.finish_reason = summary.finish_reason
         self._tier = summary.service_tier
         if summary.usage is not None:
-            self._whole = self._entry.reported(summary.usage, summary.raw_usage, answer=self._answer)
+            self._whole = self._entry.reported(summary.usage, summary.raw_usage, answer=self.opening)
         else:
             self._whole = self._entry.estimate(summary.text, summary.raw_usage)
 
-    async def _serve_answer(self, reply: Reply, headers: Headers, judge: Judge | None) -> None:
-        assert self._whole is not None, "it has begun"
-        if judge is not None:
-            self._entry.tag(judge(self._answer))
-        cost = self._settle("ok", self._whole)
-        await self._entry.durable()
-        length = (b"content-length", b"%d" % len(self._answer))
+    def _show_answer(self, reply: Reply, headers: Headers, cost: Decimal | None) -> None:
+        length = (b"content-length", b"%d" % len(self.opening))
         block = [(b"content-type", b"application/json"), length, *headers]
         if cost is not None:
             block.append((b"x-hatchway-cost-usd", f"{cost:f}".encode()))
-        await reply.start(200, block)
-        await reply.send(self._answer, is_last=True)
+        reply.start(200, block)
+        reply.send(self.opening, is_last=True)
+        self.shown_at = perf_counter()
+
+    def _answer_has_come(self) -> None:
+        """Or a stream's first content."""
+        self.answered_at = perf_counter()
+        self.ttft = self.answered_at - self.asked_at
 
     # A stream
 
-    async def _begin_stream(self) -> None:
-        response = await self._send()
+    async def _begin_stream(self, request: UpstreamRequest) -> None:
+        now, first_byte, ttft = asyncio.get_running_loop().time(), self._timeouts.first_byte, self._timeouts.ttft
+        at_first: ReadDeadline = (now + ttft, "ttft")
+        if first_byte is not None and first_byte <= ttft:
+            at_first = (now + first_byte, "first_byte")
+        response = await self._send(request, at_first)
         reader = self._reader = self._call.open_stream()
-        response.set_read_deadline(self._sent_at + self._timeouts.ttft, "ttft")
+        if at_first[1] == "first_byte":
+            response.set_read_deadline(now + ttft, "ttft")
         held: list[bytes] = []
         size = 0
         while not reader.has_content:
@@ -194,17 +219,17 @@ class Attempt:
             size += len(shown)
             if size > MAX_HELD_BYTES:
                 raise UpstreamProtocolError("a stream that brings no content")
-        self.ttft = self._loop.time() - self._sent_at
+        self._answer_has_come()
         self.is_empty = reader.is_finished and reader.is_empty
         if self._streaming.on_failure == "restart":
             await self._hold_back(response, reader, held, size)
-        self._held = b"".join(held)
+        self.opening = held[0] if len(held) == 1 else b"".join(held)
 
     async def _hold_back(self, response: UpstreamResponse, reader: StreamReader, held: list[bytes], size: int) -> None:
         """The first tokens wait here: as long as nobody has seen them, another endpoint can begin anew."""
-        enough = self._streaming.hold_tokens * BYTES_PER_TOKEN
+        loop, enough = asyncio.get_running_loop(), self._streaming.hold_tokens * BYTES_PER_TOKEN
         while not reader.is_finished and size <= MAX_HELD_BYTES and len(reader.text()) < enough:
-            response.set_read_deadline(self._loop.time() + self._timeouts.idle, "idle")
+            response.set_read_deadline(loop.time() + self._timeouts.idle, "idle")
             shown = await self._read(response, reader)
             held.append(shown)
             size += len(shown)
@@ -213,45 +238,28 @@ class Attempt:
         response = self._response
         assert response is not None, "it has begun"
         if not reply.has_started:
-            await reply.start(200, [*STREAM_HEADERS, *headers])
-        held, self._held = self._held, b""
-        try:
-            last = await self._forward(response, reader, reply, held)
-        except UpstreamError as error:
-            if error.before:
-                await reply.send(error.before, is_last=False)
-            raise
+            reply.start(200, [*STREAM_HEADERS, *headers])
+        last = self.opening
+        if not reader.is_finished:
+            pace = None if self._streaming.min_tokens_per_second is None else Pace(self._streaming, reader)
+            if last:
+                reply.send(last, is_last=False)
+            self.shown_at = perf_counter()
+            try:
+                last = await Relay(response, reader, reply, self._timeouts.idle, pace).run()
+            except UpstreamError as error:
+                if error.before:
+                    reply.send(error.before, is_last=False)
+                raise
         if judge is not None:
             self._entry.tag(judge(last))
         self._settle("ok", self._charge_of_stream(reader))
-        await self._entry.durable()
-        await reply.send(last, is_last=True)
-        await self._drain(response)
-
-    async def _forward(self, response: UpstreamResponse, reader: StreamReader, reply: Reply, held: bytes) -> bytes:
-        """Passes the stream on as it comes; returns its last bytes, which wait until the entry is settled.
-
-        `idle` counts from the last event with data: comments and bytes that complete no event are no progress.
-        """
-        loop, idle = self._loop, self._timeouts.idle
-        pace = None if self._streaming.min_tokens_per_second is None else Pace(self._streaming, reader)
-        idle_at = loop.time() + idle
-        chunk = b""
-        while not reader.is_finished:
-            if held:
-                await reply.send(held, is_last=False)
-            if b"data:" in held or len(chunk) > LARGE_PIECE:
-                idle_at = loop.time() + idle
-            response.set_read_deadline(idle_at, "idle")
-            if pace is not None:
-                pace.start(loop.time())
-            chunk = await response.next_chunk()
-            held = reader.feed(chunk) if chunk else reader.finish()
-            if pace is not None and pace.is_too_slow(loop.time()):
-                slow = UpstreamTimeout("slow", self._streaming.slow_after)
-                slow.before = held
-                raise slow
-        return held
+        if self._entry.waits_for_disk:
+            await self._entry.durable()
+        reply.send(last, is_last=True)
+        self.shown_at = self.shown_at or perf_counter()
+        if not response.complete:
+            await self._drain(response)
 
     async def _read(self, response: UpstreamResponse, reader: StreamReader) -> bytes:
         chunk = await response.next_chunk()
@@ -263,7 +271,7 @@ class Attempt:
 
     async def _drain(self, response: UpstreamResponse) -> None:
         """Reads the end of the upstream's message, so that its connection can be used again."""
-        response.set_read_deadline(self._loop.time() + DRAIN_SECONDS, "idle")
+        response.set_read_deadline(asyncio.get_running_loop().time() + DRAIN_SECONDS, "idle")
         try:
             while await response.next_chunk():
                 pass
@@ -272,20 +280,24 @@ class Attempt:
 
     # Sending
 
-    async def _send(self) -> UpstreamResponse:
+    async def _send(self, request: UpstreamRequest, read_deadline: ReadDeadline | None) -> UpstreamResponse:
         """Returns an answer with a 2xx status; raises UpstreamStatus for any other."""
-        request = self._call.request
-        assert request is not None, "a local answer is not sent for"
-        deadlines = Deadlines(connect=self._timeouts.connect, total_at=self._total_at)
+        deadlines = Deadlines(self._timeouts.connect, self._total_at)
+        if self._trace is not None:
+            request.headers += self._trace.header_lines(self.number, self.endpoint.provider.propagate)
         if self._signer is not None:
             request = await self._signer.sign(request, self._client, deadlines)
-            self._was_signed = True
+        self._was_signed = True
+        is_whole = not self._streams
+        if is_whole and self._timeouts.first_byte is not None:
+            now = asyncio.get_running_loop().time()
+            read_deadline, is_whole = (now + self._timeouts.first_byte, "first_byte"), False
         response = self._response = await self._client.send(
-            request, deadlines, read_deadline=self._head_deadline(), on_sent=self._note_sent
+            request, deadlines, read_deadline=read_deadline, on_sent=self._note_sent, is_whole=is_whole
         )
         if 200 <= response.status < 300:
             self._was_accepted = True
-            if not self._streams:
+            if not self._streams and read_deadline is not None:
                 response.set_read_deadline(None, "idle")
             return response
         try:
@@ -293,13 +305,6 @@ class Attempt:
         except UpstreamProtocolError:
             content = b""  # over the limit: the status alone has to do
         raise UpstreamStatus(response.status, response.headers, content)
-
-    def _head_deadline(self) -> ReadDeadline | None:
-        first_byte = self._timeouts.first_byte
-        ttft = self._timeouts.ttft if self._streams else NEVER
-        if first_byte is not None and first_byte <= ttft:
-            return self._sent_at + first_byte, "first_byte"
-        return (self._sent_at + ttft, "ttft") if self._streams else None
 
     def _note_sent(self, response: UpstreamResponse) -> None:
         self._was_sent = True
@@ -352,41 +357,16 @@ class Attempt:
         if self.is_settled:
             return None
         self.is_settled = True
-        self.duration = self._loop.time() - self._sent_at
-        cost = self._entry.settle(
-            status,
-            charge,
-            ttft=self.ttft,
-            duration=self.duration,
-            error_type=error_type,
-            service_tier=self._tier if self._reader is None else self._reader.service_tier,
+        self.status, self.error_type = status, error_type
+        now, tier = perf_counter(), self._tier
+        self.duration = now - self.asked_at if self.asked_at else 0.0
+        if self._reader is not None:
+            tier, self.finish_reason = self._reader.service_tier, self._reader.finish_reason
+        self.answered_at = self.answered_at or now
+        cost = self.cost = self._entry.settle(
+            status, charge, ttft=self.ttft, duration=self.duration, error_type=error_type, service_tier=tier
         )
         self.charge = self._entry.charge
         self._reservation.settle(cost, is_reported=self.charge.is_reported)
         self._on_settled(self, cost)
         return cost
-
-
-class Pace:
-    """How fast a stream's text comes, of the time that was spent waiting for it: a slow client is not its fault."""
-
-    def __init__(self, streaming: Streaming, reader: StreamReader) -> None:
-        self._least = (streaming.min_tokens_per_second or 0.0) * BYTES_PER_TOKEN
-        self._window = streaming.slow_after
-        self._reader = reader
-        self._waited = 0.0
-        self._length = len(reader.text())
-        self._started = 0.0
-
-    def start(self, now: float) -> None:
-        self._started = now
-
-    def is_too_slow(self, now: float) -> bool:
-        """Whether a window ends in which too little came."""
-        self._waited += now - self._started
-        if self._waited < self._window or self._reader.is_finished:
-            return False
-        length = len(self._reader.text())
-        came, waited = length - self._length, self._waited
-        self._waited, self._length = 0.0, length
-        return came < self._least * waited and length < MAX_PACED

@@ -1,6 +1,6 @@
 """The control plane: ships the ledger, publishes configuration and keys, answers operators. Started by the supervisor.
 
-`python -m gateway.control --workers 2 [--config PATH]`
+`python -m gateway.launch gateway.control --workers 2 [--config PATH]`
 
 When it dies, applications go on with what was published last; the supervisor starts it again.
 """
@@ -14,13 +14,13 @@ import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import Any
 
 import msgspec
 import psycopg
 import uvloop
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from gateway import directory, secrets
 from gateway.accounting.catalogue_desk import CatalogueDesk
@@ -33,6 +33,7 @@ from gateway.api.admin_months import MonthServices
 from gateway.api.admin_secrets import SecretServices
 from gateway.api.admin_versions import VersionServices
 from gateway.api.internal import InternalServices, create_internal_router
+from gateway.asgi import create_server
 from gateway.budgets.desk import BudgetDesk
 from gateway.budgets.watch import BudgetWatch
 from gateway.config.settings import Settings, environment_variables, load_settings
@@ -42,7 +43,7 @@ from gateway.governance import Governance
 from gateway.identity.desk import IdentityDesk
 from gateway.learning import LearningDesk
 from gateway.ledger.shipper import Shipped, Shipper, ShipperBusy
-from gateway.processes import bind_unix, control_socket, create_server
+from gateway.processes import bind_unix, control_socket, wait_to_begin
 from gateway.publication import Publication
 from gateway.signing import load_signing_key
 from gateway.store.database import Database
@@ -52,10 +53,17 @@ from gateway.store.keys import active_keys
 from gateway.store.prompts import purge_prompts
 from gateway.store.secrets import read_sealed
 from gateway.telemetry import ControlMetrics, merge_expositions, set_up_log
+from gateway.telemetry.export import Exporter
 from gateway.upstream.client import UpstreamClient
 from gateway.workers import Workers
 
 SHIP_EVERY = 0.2
+"""Seconds between two looks at the spool. Where nothing was written nothing is done, unless it was quiet for long."""
+SHIP_EVERY_BUSY = 1.0
+"""Seconds between two rounds while there is much to ship: a larger batch costs less for each row."""
+BUSY_ROWS = 100
+QUIET_SECONDS = 2.0
+"""How long only new bytes start a round. Dead workers write none, and what they began has to be found."""
 MEASURE_EVERY = 5.0
 """Seconds between two looks at how much waits in the spool: each reads its directory."""
 SHIP_PAUSE_AFTER_ERROR = 2.0
@@ -112,6 +120,13 @@ class ControlPlane:
             keys=self.publication.read_keys,
         )
         self.identity = IdentityDesk(client, lambda: self.governance.configuration.oidc)
+        self.exporter = Exporter(
+            workers.spans,
+            self.expositions,
+            lambda: self.governance.configuration,
+            self.metrics,
+            gateway=settings.gateway_name,
+        )
         self.is_behind = False
         """New rows do not reach the ledger: nothing may be judged by it."""
 
@@ -123,21 +138,31 @@ class ControlPlane:
         self.metrics.spool_damaged(shipped.damaged)
         return shipped
 
+    async def expositions(self) -> list[bytes]:
+        """Metrics of each process, of those that answer."""
+        return [*await self.workers.expositions(), self.metrics.exposition()]
+
     def close(self) -> None:
         self._shipper.close()
 
     async def run_shipping(self) -> None:
         failed = False
+        shipped_at = 0.0
         while True:
-            try:
-                await self.ship()
-                failed = self.is_behind = False
-            except (StoreError, OSError, ShipperBusy) as error:
-                if not failed:
-                    _log.error("usage events stay in the spool: %s", error)
-                failed = self.is_behind = True
-                self.metrics.shipping_failed()
-            await asyncio.sleep(SHIP_PAUSE_AFTER_ERROR if failed else SHIP_EVERY)
+            pause = SHIP_EVERY
+            if monotonic() - shipped_at > QUIET_SECONDS or self._shipper.has_news:
+                try:
+                    shipped = await self.ship()
+                    failed = self.is_behind = False
+                    pause = SHIP_EVERY_BUSY if shipped.rows >= BUSY_ROWS else SHIP_EVERY
+                except (StoreError, OSError, ShipperBusy) as error:
+                    if not failed:
+                        _log.error("usage events stay in the spool: %s", error)
+                    failed = self.is_behind = True
+                    self.metrics.shipping_failed()
+                    pause = SHIP_PAUSE_AFTER_ERROR
+                shipped_at = monotonic()
+            await asyncio.sleep(pause)
 
     async def run_backlog(self) -> None:
         """Says how much waits in the spool, also while nothing can be shipped."""
@@ -297,10 +322,16 @@ def create_control_app(control: ControlPlane) -> FastAPI:
         )
     )
 
+    @app.post("/internal/spans", include_in_schema=False)
+    async def take_spans(request: Request) -> Response:
+        control.exporter.take(await request.body())
+        return Response()
+
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        texts = [*await control.workers.expositions(), control.metrics.exposition()]
-        return Response(merge_expositions(texts), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            merge_expositions(await control.expositions()), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     return app
 
@@ -341,6 +372,8 @@ async def serve(settings: Settings, worker_count: int) -> None:
                 owned.create_task(control.catalogues.run()),
                 owned.create_task(control.run_retention()),
                 owned.create_task(control.escapes.run()),
+                owned.create_task(control.exporter.run_traces()),
+                owned.create_task(control.exporter.run_metrics()),
             ]
             await server.serve(sockets=[bind_unix(control_socket(settings.run_dir))])
             for task in tasks:
@@ -349,6 +382,7 @@ async def serve(settings: Settings, worker_count: int) -> None:
             await control.ship()
         except (StoreError, OSError, ShipperBusy) as error:
             _log.error("usage events stay in the spool until the next start: %s", error)
+        await control.exporter.close()
         control.close()
     finally:
         await client.close()
@@ -359,9 +393,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="gateway.control")
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--config", type=Path)
+    parser.add_argument("--gate-fd", type=int)
     arguments = parser.parse_args()
-    set_up_log("control")
-    uvloop.run(serve(load_settings(config=arguments.config), arguments.workers))
+    wait_to_begin(arguments.gate_fd)
+    settings = load_settings(config=arguments.config)
+    set_up_log("control", log_format=settings.log_format)
+    uvloop.run(serve(settings, arguments.workers))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from gateway.continuation import Break, Transcript, can_be_continued
 from gateway.errors import GatewayError, InvalidRequest, UpstreamError
 from gateway.funds import Funds
 from gateway.prompts import Keeping
-from gateway.protocols.inbound import Inbound
 from gateway.reply import Headers, KeepAlive, Reply, WatchedReply
 from gateway.routing.explanation import decision_header, describe_decision
 from gateway.routing.facts import Facts
@@ -26,12 +25,20 @@ from gateway.routing.retry import Agenda, is_told_to_caller
 from gateway.routing.statistics import Observation
 from gateway.shadow import ESCAPE, ROLE, Witness
 from gateway.snapshot import Snapshot
+from gateway.telemetry.trace import Trace
 from gateway.types import Candidate, Usage
 
 Failures = list[tuple[Endpoint, UpstreamError]]
 
 EXPLAIN = b"x-hatchway-explain"
+CLIENT_CLOSED = 499
+"""Not sent to anybody: what metrics and traces say of a request whose client went away."""
 _ROLES = ("canary", "escape")
+
+
+def weight_of(team: Team | None) -> float:
+    """A team's share of what there is to share out."""
+    return 1.0 if team is None else team.weight
 
 
 class Exchange:
@@ -40,56 +47,65 @@ class Exchange:
     `wants_explanation`: the client asked for the decision in a response header.
     """
 
+    # What is the same for every request to which nothing special has happened costs nothing here.
+    status = CLIENT_CLOSED
+    """What the client was answered with, once it was."""
+    error: str | None = None
+    queued = 0.0
+    """Seconds that it waited for its turn."""
+    overhead: float | None = None
+    """Seconds that the gateway itself took; None: nothing was served."""
+    trying: Endpoint | None = None
+    """The endpoint that was asked last: who a reply that begins without content names."""
+    unpaid: GatewayError | None = None
+    """Why there is no money for what is left to try."""
+    unsaid: InvalidRequest | None = None
+    """Why an endpoint's protocol has no words for the request."""
+    broken: Break | None = None
+    """Where the client's stream broke off, as long as another endpoint may go on with it."""
+    keep_alive: KeepAlive | None = None
+    transcript: Transcript | None = None
+    witness: Witness | None = None
+
     def __init__(
         self,
-        *,
         plan: Plan,
         facts: Facts,
         context: Context,
         snapshot: Snapshot,
-        team: Team | None,
         agenda: Agenda,
         reply: Reply,
         total_at: float,
         wants_explanation: bool,
         funds: Funds,
         keeping: Keeping | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self.plan = plan
         self.facts = facts
         self.context = context
         self.snapshot = snapshot
         self.agenda = agenda
+        self.reply = reply
+        self.total_at = total_at
         self.funds = funds
         self.keeping = keeping
-        self.total_at = total_at
-        self.priority = facts.priority
-        self.weight = 1.0 if team is None else team.weight
+        self.trace = trace
+        self.inbound = inbound = context.inbound
         self.failures: Failures = []
         self.attempts: list[Attempt] = []
-        self.trying: Endpoint | None = None
-        """The endpoint that was asked last: who a reply that begins without content names."""
-        self.unpaid: GatewayError | None = None
-        """Why there is no money for what is left to try."""
-        self.unsaid: InvalidRequest | None = None
-        """Why an endpoint's protocol has no words for the request."""
-        self.broken: Break | None = None
-        """Where the client's stream broke off, as long as another endpoint may go on with it."""
-        self.keep_alive: KeepAlive | None = None
         self._decides = snapshot.configuration.decisions.keep > 0
         self._wants_explanation = wants_explanation
-        inbound, streaming = context.inbound, plan.policy.streaming
-        goes_on = streaming.on_failure == "continue" and can_be_continued(inbound)
-        self.transcript = Transcript(inbound) if goes_on else None
-        self.witness = Witness(inbound) if plan.shadows or plan.shift is not None else None
+        streaming = plan.policy.streaming
+        if streaming.on_failure == "continue" and can_be_continued(inbound):
+            self.transcript = Transcript(inbound)
+        if plan.shadows or plan.shift is not None:
+            self.witness = Witness(inbound)
         watchers = [one.see for one in (self.transcript, self.witness, keeping) if one is not None]
-        self.reply: Reply = WatchedReply(reply, watchers) if watchers else reply
+        if watchers:
+            self.reply = WatchedReply(reply, watchers)
         if inbound.wants_stream and streaming.keep_alive is not None:
             self.keep_alive = KeepAlive(reply, streaming.keep_alive, self.headers)
-
-    @property
-    def inbound(self) -> Inbound:
-        return self.context.inbound
 
     @property
     def judge(self) -> Judge | None:
@@ -142,16 +158,16 @@ class Exchange:
         if facts.stream and written > 1:
             speed = max(0.0, attempt.duration - ttft) / (written - 1)
         return Observation(
-            wall=time(),
-            route=self.context.route,
-            ttft=ttft,
-            seconds_per_token=speed,
-            output_tokens=written,
-            choices=facts.choices,
-            input_tokens=total_input(usage),
-            cached_tokens=usage.cache_read_tokens,
-            rough_input_tokens=facts.input_tokens,
-            is_reported=attempt.charge.is_reported,
+            time(),
+            self.context.route,
+            ttft,
+            speed,
+            written,
+            facts.choices,
+            total_input(usage),
+            usage.cache_read_tokens,
+            facts.input_tokens,
+            attempt.charge.is_reported,
         )
 
     def headers(self, endpoint: Endpoint | None = None) -> Headers:
@@ -163,7 +179,8 @@ class Exchange:
             (b"x-hatchway-policy-version", context.policy_version.encode()),
             (b"x-hatchway-attempts", b"%d" % len(self.attempts)),
         ]
-        headers += self.funds.headers()
+        if self.funds.is_limited:
+            headers += self.funds.headers()
         if endpoint is not None:
             headers.insert(1, (b"x-hatchway-endpoint", endpoint.id.encode()))
         if self._wants_explanation:
@@ -178,6 +195,6 @@ class Exchange:
             return explain_mistake(last, secrets)
         return explain_failures([(endpoint.id, error) for endpoint, error in self.failures], now_epoch=time())
 
-    async def end_with(self, failure: GatewayError) -> None:
+    def end_with(self, failure: GatewayError) -> None:
         """Of a reply that has started: an error event, which SDKs raise, and never a normal end."""
-        await self.reply.send(self.inbound.protocol.error_event(failure), is_last=True)
+        self.reply.send(self.inbound.protocol.error_event(failure), is_last=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from gateway.accounting.bounds import Bound, Size, bound_of, room_of, size_of
 from gateway.accounting.prices import Prices
 from gateway.budgets.accounts import Accounts
 from gateway.budgets.book import BudgetBook, Reservation
 from gateway.budgets.refusals import BudgetSpent
-from gateway.budgets.windows import Admitted
+from gateway.budgets.windows import NOT_LIMITED, Admitted
 from gateway.config.model import Endpoint
 from gateway.protocols.inbound import Inbound
 from gateway.routing.facts import Facts
@@ -20,14 +18,20 @@ FREE = Bound(0, 0, True, 0, 0)
 
 
 class Funds:
-    """Owned by the request. `admitted`: its part of the limits by the minute; `close` settles that."""
+    """Owned by the request. `admitted`: its part of the limits by the minute; `close` settles that.
+
+    `is_limited`: whether some limit by the minute holds. Mostly none does, and then there is nothing to count.
+    """
+
+    __slots__ = ("_admitted", "_book", "_facts", "_inbound", "_prices", "_size", "_tokens", "accounts", "is_limited")
 
     def __init__(
         self, book: BudgetBook, accounts: Accounts, admitted: Admitted, prices: Prices, facts: Facts, inbound: Inbound
     ) -> None:
         self._book = book
-        self._accounts = accounts
+        self.accounts = accounts
         self._admitted = admitted
+        self.is_limited = admitted is not NOT_LIMITED
         self._prices = prices
         self._facts = facts
         self._inbound = inbound
@@ -37,36 +41,44 @@ class Funds:
     async def reserve(self, endpoint: Endpoint, until: float) -> Reservation:
         """For an attempt that is opened next. `until`: loop time. Raises BudgetSpent, BudgetReserved,
         BudgetUnavailable."""
-        return await self._book.reserve(self._accounts, self._bound(endpoint), endpoint.id, until=until)
+        return await self._book.reserve(self.accounts, self._bound(endpoint), endpoint.id, until=until)
 
     def try_reserve(self, endpoint: Endpoint) -> Reservation | None:
-        """For what nobody waits for: a hedge, a copy. None: there is no money at hand for it."""
+        """Likewise, at once. None: there is no money at hand for it. Then `reserve` waits, or says why; nobody waits
+        for a hedge or a copy."""
         try:
-            return self._book.try_reserve(self._accounts, self._bound(endpoint), endpoint.id)
+            return self._book.try_reserve(self.accounts, self._bound(endpoint), endpoint.id)
         except BudgetSpent:
             return None
 
     def count(self, usage: Usage | None) -> None:
         """What an attempt used."""
-        if usage is not None:
+        if self.is_limited and usage is not None:
             self._tokens += usage.total
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What is left of the limits by the minute, as OpenAI names it; empty where there are none."""
-        return self._admitted.headers()
+        return self._admitted.headers() if self.is_limited else []
 
     def close(self) -> None:
-        self._admitted.settle(self._tokens)
+        if self.is_limited:
+            self._admitted.settle(self._tokens)
 
     def _bound(self, endpoint: Endpoint) -> Bound:
         if self._inbound.protocol.surface == "count_tokens":
             return FREE
-        facts = self._facts
-        if self._size is None:
-            self._size = size_of(
-                self._inbound, facts.needs, self._inbound.view.output_limit, facts.choices, facts.counted_tokens
-            )
+        facts, size = self._facts, self._size or self._measure()
         model = endpoint.upstream_model(facts.model)
-        priced = self._prices.rates_for(endpoint, model, datetime.now(UTC), self._size.input, team=facts.team)
-        room = room_of(endpoint.context_window, facts.counted_tokens, facts.input_tokens)
-        return bound_of(self._size, None if priced is None else priced.rates, endpoint.max_output_tokens, room)
+        priced = self._prices.rates_now(endpoint, model, size.input, facts.team)
+        room = None
+        if size.limit is None and endpoint.context_window is not None:
+            room = room_of(endpoint.context_window, facts.counted_tokens, facts.input_tokens)
+        return bound_of(size, None if priced is None else priced.rates, endpoint.max_output_tokens, room)
+
+    def _measure(self) -> Size:
+        """The same for each attempt."""
+        facts, inbound = self._facts, self._inbound
+        self._size = size = size_of(
+            inbound, facts.needs, inbound.view.output_limit, facts.choices, facts.counted_tokens
+        )
+        return size

@@ -117,6 +117,8 @@ class Keeping:
         self._request = keeper.read(inbound, prompts)
         self._shown = Shown(inbound) if prompts.what == "both" else None
         self._is_kept = False
+        self.record: Record | None = None
+        """What was handed to the spool."""
 
     def see(self, shown: bytes) -> None:
         """The next bytes of the answer, in the client's protocol."""
@@ -130,7 +132,7 @@ class Keeping:
             return
         self._is_kept = True
         try:
-            record = self._record(last, error)
+            record = self.record = self._record(last, error)
         except Exception:  # noqa: BLE001 - nothing that is kept may cost an answer
             _log.exception("what was asked in `%s` is not kept", self._request_id)
             self._keeper.fail(self._policy)

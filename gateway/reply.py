@@ -12,13 +12,16 @@ COMMENT = b": keep-alive\n\n"
 
 
 class Reply(Protocol):
-    """`has_started`: the client has seen a status. `has_content`: it has seen something of an answer, which cannot be
-    taken back.
+    """`has_started`: the client has been given a status. `has_content`: it has been given something of an answer, which
+    cannot be taken back.
 
-    `due`: loop time after which a client that does not read is given up.
+    `due`: loop time after which a client that does not read is given up. `is_paused`: it takes less than it is sent;
+    `drain` then before more is sent. `received_at`: `time.perf_counter` when the request was whole.
+    Nothing that is sent to a client that has left does harm.
     """
 
     due: float
+    received_at: float
 
     @property
     def has_started(self) -> bool: ...
@@ -26,11 +29,21 @@ class Reply(Protocol):
     @property
     def has_content(self) -> bool: ...
 
-    async def start(self, status: int, headers: Headers) -> None: ...
-    async def send(self, body: bytes, *, is_last: bool) -> None: ...
+    @property
+    def is_paused(self) -> bool: ...
 
-    async def comment(self, body: bytes) -> None:
+    def start(self, status: int, headers: Headers) -> None:
+        """Kept, and written together with what is sent first."""
+        ...
+
+    def send(self, body: bytes, *, is_last: bool) -> None: ...
+
+    def comment(self, body: bytes) -> None:
         """Sends what is no content: an SSE comment."""
+        ...
+
+    async def drain(self) -> None:
+        """Until the client has taken enough of what it was sent. A client that leaves cancels the task."""
         ...
 
 
@@ -41,6 +54,10 @@ class WatchedReply:
         self._reply = reply
         self._watchers = watchers
         self.due = reply.due
+        self.received_at = reply.received_at
+        self.start = reply.start
+        self.comment = reply.comment
+        self.drain = reply.drain
 
     @property
     def has_started(self) -> bool:
@@ -50,16 +67,14 @@ class WatchedReply:
     def has_content(self) -> bool:
         return self._reply.has_content
 
-    async def start(self, status: int, headers: Headers) -> None:
-        await self._reply.start(status, headers)
+    @property
+    def is_paused(self) -> bool:
+        return self._reply.is_paused
 
-    async def send(self, body: bytes, *, is_last: bool) -> None:
+    def send(self, body: bytes, *, is_last: bool) -> None:
         for watch in self._watchers:
             watch(body)
-        await self._reply.send(body, is_last=is_last)
-
-    async def comment(self, body: bytes) -> None:
-        await self._reply.comment(body)
+        self._reply.send(body, is_last=is_last)
 
 
 class KeepAlive:
@@ -67,7 +82,7 @@ class KeepAlive:
 
     The client is sent status 200 and the headers of whoever is being tried then. Nothing of an answer is shown by
     that, so another endpoint may still take over; a failure after it is told in an error event. One timer as long as
-    nothing happens. `stop` before content is sent; `close` when the request ends.
+    nothing happens. `close` before content is sent, and when the request ends.
     """
 
     def __init__(self, reply: Reply, interval: float, headers: Callable[[], Headers]) -> None:
@@ -75,36 +90,17 @@ class KeepAlive:
         self._interval = interval
         self._headers = headers
         self._loop = asyncio.get_running_loop()
-        self._beat: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(interval, self._fire)
 
-    async def stop(self) -> None:
-        """Waits for a comment that is being sent: two sends at once would mix."""
-        self._cancel_timer()
-        if self._beat is not None:
-            await asyncio.wait((self._beat,))
-
     def close(self) -> None:
-        self._cancel_timer()
-        if self._beat is not None:
-            self._beat.cancel()
-
-    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _fire(self) -> None:
-        self._beat = self._loop.create_task(self._send())
-        self._beat.add_done_callback(self._sent)
-
-    async def _send(self) -> None:
-        if not self._reply.has_started:
-            await self._reply.start(200, [*STREAM_HEADERS, *self._headers()])
-        await self._reply.comment(COMMENT)
-
-    def _sent(self, beat: asyncio.Task[None]) -> None:
-        self._beat = None
-        # A client that cannot be written to is noticed by whoever waits for it to leave.
-        if not beat.cancelled() and beat.exception() is None and self._timer is not None:
-            self._timer = self._loop.call_later(self._interval, self._fire)
+        reply = self._reply
+        if not reply.has_started:
+            reply.start(200, [*STREAM_HEADERS, *self._headers()])
+        if not reply.is_paused:  # a client that does not even take these needs no more of them
+            reply.comment(COMMENT)
+        self._timer = self._loop.call_later(self._interval, self._fire)

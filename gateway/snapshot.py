@@ -29,7 +29,7 @@ from gateway.types import Caller, Complexity, Outlook, Shift
 class Snapshot(msgspec.Struct, frozen=True):
     """Immutable; swapped as a whole, by one assignment. A request keeps the one it began with.
 
-    `header_names`: of the client's headers, those that anything here reads, in lower case.
+    `header_names`: of the client's headers, those that anything here reads, in lower case: as bytes and as text.
     """
 
     configuration: Configuration
@@ -37,9 +37,12 @@ class Snapshot(msgspec.Struct, frozen=True):
     prices: Prices
     planner: Planner
     classifier: DomainClassifier | None
-    header_names: tuple[tuple[bytes, str], ...]
+    header_names: Mapping[bytes, str]
     reads_complexity: bool
     """Whether some route asks how complex a request is."""
+    reads_prefix: bool
+    """Whether some policy asks how a conversation begins."""
+    keeps_decisions: bool
 
     @classmethod
     def build(
@@ -69,8 +72,10 @@ class Snapshot(msgspec.Struct, frozen=True):
             prices=agreed,
             planner=planner,
             classifier=build_classifier(configuration.domains, trained) if configuration.domains else None,
-            header_names=tuple((name.encode("latin-1", "replace"), name) for name in names),
+            header_names={name.encode("latin-1", "replace"): name for name in names},
             reads_complexity=any(route.match.complexity for route in configuration.routes),
+            reads_prefix=planner.reads_prefix,
+            keeps_decisions=configuration.decisions.keep > 0,
         )
 
     def facts(
@@ -91,16 +96,24 @@ class Snapshot(msgspec.Struct, frozen=True):
                 domain = self.classifier.classify(text)
             if self.reads_complexity:
                 complexity = _complexity(inbound, text)
+        names = self.header_names
+        headers: Mapping[str, str] | None = None
+        for found in names:
+            if found in raw_headers:  # most requests have none of them
+                headers = {
+                    name: raw_headers[raw].decode("latin-1") for raw, name in names.items() if raw in raw_headers
+                }
+                break
         return read_facts(
             inbound,
             caller,
             team=self.configuration.teams.get(caller.team),
             domain=domain,
             complexity=complexity,
-            headers={name: raw_headers[raw].decode("latin-1") for raw, name in self.header_names if raw in raw_headers},
+            headers=headers,
             budget_left=budget_left,
             at=time() if at is None else at,
-            reads_prefix=self.planner.reads_prefix,
+            reads_prefix=self.reads_prefix,
         )
 
     def plan(
@@ -120,7 +133,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         `inbound`: its input is counted exactly where a rough count does not tell whether it fits. `with_costs`: work
         out expected costs also where the policy decides without them, for whoever reads the plan.
         """
-        if not may_use(caller, facts.model):
+        if caller.models and not may_use(caller, facts.model):
             raise PermissionDenied(
                 f"this key may not use the model `{facts.model}`", code="model_not_allowed", param="model"
             )
@@ -134,10 +147,8 @@ class Snapshot(msgspec.Struct, frozen=True):
             )
         if inbound is not None and self.planner.needs_count(route, facts):
             facts = replace(facts, counted_tokens=inbound.estimate_tokens(facts.model))
-        is_kept = self.configuration.decisions.keep > 0
-        return self.planner.plan(
-            route, facts, outlook=outlook, now=now, rng=rng, shifts=shifts, with_costs=with_costs or is_kept
-        )
+        with_costs = with_costs or self.keeps_decisions
+        return self.planner.plan(route, facts, outlook=outlook, now=now, rng=rng, shifts=shifts, with_costs=with_costs)
 
 
 def _complexity(inbound: Inbound, text: str) -> Complexity:

@@ -1,6 +1,7 @@
 """`hatchway up`: starts the gateway's processes, waits until they serve, restarts what dies, ends them in order.
 
-Order of starting: engines (slowest) and PostgreSQL side by side, then the control plane and the workers.
+Order of starting: engines (slowest); then PostgreSQL, while the control plane and the workers load their libraries and
+wait at a gate, a pipe that is closed when the database and what is published are ready.
 Order of ending: workers drain, the control plane ships what is left, engines, PostgreSQL.
 """
 
@@ -136,6 +137,7 @@ class Supervisor:
         self._control: Child | None = None
         self._workers: list[Child] = []
         self._listener: socket.socket | None = None
+        self._gate: tuple[int, ...] = ()  # the end that children wait at, and, while it is shut, the one that opens it
         self._watchers: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -176,28 +178,42 @@ class Supervisor:
     async def _start(self, configuration: Configuration) -> None:
         if self._options.with_engine:
             await self._start_engines(configuration)
+        self._gate = gate, opening = os.pipe()
+        await self._start_children(gate)
         admin_key = await self._open_database()
-        config = ["--config", str(self._settings.config_path)]
+        os.close(opening)
+        self._gate = (gate,)
+        children = [*self._engines, *self._children]
+        self._watchers = [asyncio.ensure_future(child.keep_running()) for child in children]
+        self._watchers.append(asyncio.ensure_future(self._keep_database()))
+        await asyncio.gather(*(self._wait_ready(child, READY_SECONDS) for child in self._children))
+        await asyncio.gather(*(self._wait_engine(child) for child in self._engines))
+        if admin_key is not None:
+            self._say(f"admin key (shown once): {admin_key.reveal()}")
+        assert self._listener is not None
+        host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
+        self._say(f"hatchway ready http://{host}:{self._listener.getsockname()[1]}")
+
+    async def _start_children(self, gate: int) -> None:
+        """The control plane and the workers; none serves before the pipe `gate` is closed at its other end."""
+        config = ["--config", str(self._settings.config_path), "--gate-fd", str(gate)]
         run_dir = self._settings.run_dir
-        control = [sys.executable, "-m", "gateway.control", "--workers", str(self._options.workers), *config]
-        self._control = Child("control plane", control, (control_socket(run_dir), b"/internal/ready"))
+        launch = [sys.executable, "-m", "gateway.launch"]
+        control = [*launch, "gateway.control", "--workers", str(self._options.workers), *config]
+        self._control = Child("control plane", control, (control_socket(run_dir), b"/internal/ready"), (gate,))
         assert self._listener is not None
         fd = self._listener.fileno()
         for index in range(self._options.workers):
             count = ["--index", str(index), "--workers", str(self._options.workers)]
-            command = [sys.executable, "-m", "gateway.app", *count, "--socket-fd", str(fd), *config]
-            self._workers.append(Child(f"worker {index}", command, (worker_socket(run_dir, index), b"/readyz"), (fd,)))
-        for child in (self._control, *self._workers):
+            command = [*launch, "gateway.app", *count, "--socket-fd", str(fd), *config]
+            ready = (worker_socket(run_dir, index), b"/readyz")
+            self._workers.append(Child(f"worker {index}", command, ready, (fd, gate)))
+        for child in self._children:
             await child.start()
-        children = [*self._engines, self._control, *self._workers]
-        self._watchers = [asyncio.ensure_future(child.keep_running()) for child in children]
-        self._watchers.append(asyncio.ensure_future(self._keep_database()))
-        await asyncio.gather(*(self._wait_ready(child, READY_SECONDS) for child in (self._control, *self._workers)))
-        await asyncio.gather(*(self._wait_engine(child) for child in self._engines))
-        if admin_key is not None:
-            self._say(f"admin key (shown once): {admin_key.reveal()}")
-        host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
-        self._say(f"hatchway ready http://{host}:{self._listener.getsockname()[1]}")
+
+    @property
+    def _children(self) -> list[Child]:
+        return [*([] if self._control is None else [self._control]), *self._workers]
 
     async def _start_engines(self, configuration: Configuration) -> None:
         """One engine for each local provider that some endpoint uses. What keeps one from starting is only reported."""
@@ -291,6 +307,8 @@ class Supervisor:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         await self._client.close()
+        for fd in self._gate:
+            os.close(fd)
         if self._database is not None:
             await asyncio.to_thread(self._database.close)
 

@@ -96,7 +96,7 @@ class Caller(msgspec.Struct, frozen=True):
     limits: RateLimit = NO_LIMIT
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Token counts of one attempt in disjoint buckets: no token is in two of them, so they sum to the total.
 
     Providers count otherwise (OpenAI's prompt tokens include cached ones); each adapter converts, nobody else does.
@@ -194,7 +194,7 @@ class UsageEvent(msgspec.Struct, kw_only=True):
     raw_usage: msgspec.Raw | None = None  # the upstream's own usage object, verbatim
 
 
-class EndpointHealth(msgspec.Struct, frozen=True):
+class EndpointHealth(msgspec.Struct, frozen=True, gc=False):
     """What is known of an endpoint from its own traffic.
 
     None: not known. `ttft`: expected time to first content in seconds (a decayed median, or that of the newest attempts

@@ -38,6 +38,11 @@ class Workers:
         answers = await asyncio.gather(*(self._call(o, b"GET", b"/internal/metrics") for o in self._origins))
         return [answer for answer in answers if answer is not None]
 
+    async def spans(self) -> list[bytes]:
+        """What the workers recorded of requests since the last time, which they forget by that."""
+        answers = await asyncio.gather(*(self._call(o, b"GET", b"/internal/spans") for o in self._origins))
+        return [answer for answer in answers if answer is not None]
+
     async def health(self) -> Mapping[str, EndpointHealth]:
         """All workers' health as one: the mean of what they measured, the sum of what is in flight, the worst."""
         answers = await asyncio.gather(*(self._call(o, b"GET", b"/internal/health") for o in self._origins))

@@ -14,15 +14,16 @@ import struct
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
-from uvicorn import Server
 
 from gateway.accounting.entry import Books
 from gateway.accounting.prices import PriceBook
 from gateway.api.application import Application
 from gateway.api.auth import KeyRing
+from gateway.api.http import HttpReply, Request
+from gateway.api.server import Server
 from gateway.budgets.book import BudgetBook
 from gateway.config.compiler import compile_configuration
 from gateway.config.document import Document
@@ -31,7 +32,6 @@ from gateway.errors import Unavailable
 from gateway.ledger.record import read_event, read_line
 from gateway.ledger.spool import Spool
 from gateway.pipeline import Pipeline
-from gateway.processes import create_server
 from gateway.routing.health import HealthBook
 from gateway.snapshot import Snapshot
 from gateway.telemetry import Metrics
@@ -311,6 +311,24 @@ def key_record(secret: str = KEY, **fields: Any) -> KeyRecord:
     return KeyRecord(hash=sha256(secret.encode()).hexdigest(), **values)
 
 
+class _Announced:
+    """A reply whose last part is announced before the server has it."""
+
+    def __init__(self, reply: HttpReply, gateway: Gateway) -> None:
+        object.__setattr__(self, "_parts", (reply, gateway))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parts[0], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._parts[0], name, value)
+
+    def send(self, body: bytes, *, is_last: bool) -> None:
+        if is_last:
+            self._parts[1].before_last()
+        self._parts[0].send(body, is_last=is_last)
+
+
 class Gateway:
     """A worker's parts, wired as `gateway/app.py` wires them, behind the production server on a port of its own."""
 
@@ -333,7 +351,7 @@ class Gateway:
         self.port = 0
         self.before_last: Callable[[], None] = lambda: None
         """Called just before the last part of each answer is handed to the server."""
-        self._server: Server = create_server(self._serve, drain_seconds=5)
+        self._server = Server(self._serve, drain_seconds=5)
         self._clients: list[httpx.AsyncClient] = []
 
     async def _ask(self, path: str, body: bytes) -> bytes:
@@ -343,18 +361,13 @@ class Gateway:
         self.lookups += 1
         return None
 
-    async def _forward(self, scope: Any, receive: Any, send: Any) -> None:
-        self.forwarded.append(scope["path"])
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+    async def _forward(self, request: Request, reply: HttpReply) -> None:
+        self.forwarded.append(request.path)
+        reply.start(204, [])
+        reply.send(b"", is_last=True)
 
-    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
-        async def watch(message: Any) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                self.before_last()
-            await send(message)
-
-        await self.application(scope, receive, watch)
+    def _serve(self, request: Request, reply: HttpReply) -> Any:
+        return self.application(request, cast(HttpReply, _Announced(reply, self)))
 
     @property
     def url(self) -> str:
@@ -363,24 +376,18 @@ class Gateway:
     async def start(self) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
-        self._server.config.load()
-        self._server.lifespan = self._server.config.lifespan_class(self._server.config)
-        await self._server.startup(sockets=[listener])
+        await self._server.start(listener)
 
     async def stop(self) -> None:
         for client in self._clients:
             await client.aclose()
-        for server in self._server.servers:
-            server.close()
-        for connection in list(self._server.server_state.connections):
-            connection.transport.abort()
-        state = self._server.server_state
-        await until(lambda: not state.tasks and not state.connections)
+        self._server.close()
+        await until(lambda: not self._server.tasks and not self._server.connections)
         await self.upstreams.close()
         self.spool.close()
 
     def cancel_requests(self) -> None:
-        for task in list(self._server.server_state.tasks):
+        for task in list(self._server.tasks):
             task.cancel()
 
     def client(self, key: str | None = KEY) -> httpx.AsyncClient:
@@ -416,7 +423,7 @@ class Gateway:
 
     async def settled(self, count: int) -> list[UsageEvent]:
         """The settled rows, once `count` are there and nothing is in flight; each attempt has exactly one."""
-        await until(lambda: len(self.records()) >= count and not self._server.server_state.tasks)
+        await until(lambda: len(self.records()) >= count and not self._server.tasks)
         rows = self.records()
         assert [row.event_id for row in self.records("S")] == [row.event_id for row in rows]
         assert len(rows) == count

@@ -462,6 +462,21 @@ async def test_who_is_shed_is_counted_at_the_gate_where_it_happened(clock: Clock
     assert metric(metrics, 'hatchway_shed_requests_total{gate="x"}') == 1
 
 
+async def test_whoever_need_not_wait_comes_in_without_waiting(clock: Clock) -> None:
+    gate, _ = admission(max_in_flight=2)
+    assert gate.try_enter() and gate.try_enter()
+    assert not gate.try_enter()
+    assert gate.in_flight == 2
+    waiting = asyncio.create_task(gate.enter("a"))
+    await settle()
+    gate.leave()
+    assert not gate.try_enter()  # the slot is given to who waits
+    await waiting
+    gate.leave()
+    gate.leave()
+    assert gate.try_enter()
+
+
 async def test_an_endpoint_is_full_at_its_own_limit(clock: Clock) -> None:
     gate, _ = admission({"x": 2, "free": None})
     for _ in range(2):

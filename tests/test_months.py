@@ -44,6 +44,7 @@ from gateway.store.database import Database
 from gateway.store.tables import corrections, usage_events
 from gateway.types import Usage, UsageEvent
 from tests.emptying import empty
+from tests.ledger.conftest import begin, settle
 
 NewRow = Callable[..., dict[str, Any]]
 OCTOBER, NOVEMBER, DECEMBER = date(2025, 10, 1), date(2025, 11, 1), date(2025, 12, 1)
@@ -247,9 +248,9 @@ def test_late_rows_are_counted_in_the_month_that_was_open(
     close(engine)
     spool = Spool(tmp_path, "w")
     event = begun(IN_OCTOBER)
-    spool.begin(event)
+    begin(spool, event)
     done = {"status": "ok", "error_type": None, "usage": Usage(input_tokens=4), "usage_source": "reported"}
-    spool.settle(msgspec.structs.replace(event, **done, cost_usd=Decimal("0.5"), price_status="priced"))
+    settle(spool, msgspec.structs.replace(event, **done, cost_usd=Decimal("0.5"), price_status="priced"))
     spool.close()
     with Shipper(tmp_path, database.connect) as shipper:
         assert shipper.ship_once().rows == 1

@@ -120,3 +120,16 @@ def test_importing_loads_no_encoding() -> None:
     code = "import sys, gateway.tokens as t; assert 'bpe_openai' not in sys.modules; t.load()"
     check = "assert 'bpe_openai.registry' not in sys.modules; assert t.count_tokens('hello') == 1"
     subprocess.run([sys.executable, "-c", f"{code}; {check}"], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_what_tables_were_made_of_does_not_stay() -> None:
+    code = """
+import re
+import gateway.tokens as tokens
+tokens.load()
+found = re.search(r" r--p 00000000 .*_bindings[^\\n]*\\n(?:.*\\n)*?Rss: *(\\d+) kB", open("/proc/self/smaps").read())
+print(found[1], tokens.count_tokens("hello world"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True)
+    kilobytes, count = map(int, done.stdout.split())
+    assert kilobytes < 8192 and count == 2  # of 72 MB

@@ -9,6 +9,8 @@ from __future__ import annotations
 from decimal import ROUND_CEILING, Decimal
 from typing import NamedTuple
 
+import msgspec
+
 from gateway.protocols.inbound import Inbound
 from gateway.types import Capability, Rates, Surface
 
@@ -33,7 +35,7 @@ _PER_TOKEN = 10**6  # units of a token at a rate of one USD for a million
 _MOST_RATES = 1024
 
 
-class Size(NamedTuple):
+class Size(msgspec.Struct, frozen=True, gc=False):
     """Of one request. `input`: most tokens it can have; `limit`: output tokens of each choice that it allows itself;
     None: it does not say, -1: it has no output."""
 
@@ -43,7 +45,7 @@ class Size(NamedTuple):
     has_media: bool
 
 
-class Bound(NamedTuple):
+class Bound(msgspec.Struct, frozen=True, gc=False):
     """`units`: most that the attempt may cost; None: nobody states a price.
 
     `limit`: output tokens of each choice for which it holds. `is_stated`: the request itself sets that limit, or has no

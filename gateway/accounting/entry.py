@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from time import time_ns
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from gateway.accounting.plausibility import Asked, doubt, unreadable
+from gateway.accounting.plausibility import Asked, doubt, is_ordinary, unreadable
 from gateway.accounting.rates import PricedRates, total_input
 from gateway.config.model import Endpoint
 from gateway.config.rows import PLAIN
 from gateway.errors import UpstreamError
-from gateway.ledger.record import DOUBT, WORKER_LOST
+from gateway.ledger.identifiers import new_event_id
+from gateway.ledger.record import (
+    DOUBT,
+    WORKER_LOST,
+    begun_json,
+    place_json,
+    settled_json,
+    start_json,
+    write_begun,
+    write_settled,
+)
 from gateway.ledger.spool import Spool, SpoolError
 from gateway.protocols.base import NOT_JSON
 from gateway.protocols.inbound import Inbound
 from gateway.telemetry import Metrics
 from gateway.tokens import count_tokens
-from gateway.types import Caller, Status, Usage, UsageEvent
+from gateway.types import Caller, PriceStatus, Status, Usage, UsageEvent, UsageSource
 
 _log = logging.getLogger(__name__)
-_random = random.Random()  # ids need to be unique, not secret
-_LOW_62 = (1 << 62) - 1
+
+_MAX_PLACES = 1024
 
 _encode_answer = msgspec.json.Encoder().encode
 _decode_answer = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -37,13 +46,12 @@ _decode_answer = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 class Pricing(Protocol):
     """Where entries ask for rates: `accounting.prices.Prices`."""
 
-    def rates_for(
+    def rates_at(
         self,
         endpoint: Endpoint,
         upstream_model: str,
-        at: datetime,
+        at: float,
         input_tokens: int,
-        *,
         team: str | None = None,
         service_tier: str | None = None,
     ) -> PricedRates | None: ...
@@ -66,6 +74,7 @@ NOTHING = Charge(Usage(), is_reported=False)
 """The upstream refused or was never reached: it did no work, and bills none."""
 UNKNOWN = Charge(None, is_reported=False)
 NO_USAGE = Usage()
+_NO_COST = Decimal(0)
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -83,6 +92,14 @@ class Context(msgspec.Struct, frozen=True):
     organisation: str | None = None
 
 
+class _Place(NamedTuple):
+    """What the rows of one key, route, model and endpoint have in common, as the spool writes it."""
+
+    endpoint: Endpoint
+    upstream_model: str
+    json: bytes | None  # None: something in it cannot be written as it is
+
+
 class Books:
     """Where entries go: one worker's spool and metrics. `gateway`: the name of this one among those that share a
     database."""
@@ -90,7 +107,10 @@ class Books:
     def __init__(self, spool: Spool, metrics: Metrics, *, gateway: str | None = None) -> None:
         self.spool = spool
         self.metrics = metrics
-        self._gateway = gateway
+        self.gateway = gateway
+        # Sixteen of the twenty values with which a row begins are the same for most requests; to encode them each time
+        # would take as long as all the rest of a record.
+        self._places: dict[tuple[str | bool | None, ...], _Place] = {}
         metrics.spool = lambda: spool.state
 
     def open(
@@ -110,46 +130,32 @@ class Books:
         is known. `decision`: that of the request (`routing.explanation`), with its first attempt. `tags`: of this
         attempt alone.
         """
-        all_tags = {**context.tags, **tags} if tags else dict(context.tags) if context.tags else None
-        caller, model = context.caller, context.inbound.model
-        now = datetime.now(UTC)
-        event = UsageEvent(
-            event_id=new_event_id(),
-            request_id=context.request_id,
-            attempt=attempt,
-            started_at=now,
-            ended_at=now,
-            team=caller.team,
-            project=caller.project,
-            key_id=caller.key_id,
-            cost_center=context.cost_center,
-            route=context.route,
-            policy=context.policy,
-            policy_version=context.policy_version,
-            domain=context.domain,
-            endpoint=endpoint.id,
-            provider=endpoint.provider.id,
-            model=model,
-            upstream_model=endpoint.upstream_model(model),
-            region=endpoint.region,
-            status="error",
-            error_type=WORKER_LOST,
-            stream=context.inbound.wants_stream,
-            ttft_ms=None,
-            duration_ms=0.0,
-            organisation=context.organisation,
-            gateway=self._gateway,
-            max_cost_usd=max_cost,
-            usage=NO_USAGE,
-            usage_source="none",
-            price_status="unpriced",
-            cost_usd=None,
-            prices=None,
-            catalog_version=None,
-            tags=all_tags,
+        all_tags = {**context.tags, **tags} if tags else context.tags or None
+        entry = Entry(self, context, attempt, endpoint, prices, self._place(context, endpoint), max_cost, all_tags)
+        self.spool.begin(entry.event_id, entry.begun(), decision)
+        return entry
+
+    def _place(self, context: Context, endpoint: Endpoint) -> _Place:
+        caller, inbound = context.caller, context.inbound
+        model = inbound.model
+        key = (
+            *(caller.team, caller.project, caller.key_id, context.cost_center, context.route, context.policy),
+            *(context.policy_version, context.domain, endpoint.id, model, inbound.wants_stream, context.organisation),
         )
-        self.spool.begin(event, decision)
-        return Entry(self, event, context.inbound, endpoint, prices)
+        place = self._places.get(key)
+        if place is not None and place.endpoint is endpoint:  # another one's after the configuration changed
+            return place
+        if len(self._places) >= _MAX_PLACES:  # clients choose models' names
+            self._places.clear()
+        upstream_model = endpoint.upstream_model(model)
+        where = (endpoint.id, endpoint.provider.id, model, upstream_model, endpoint.region)
+        json: bytes | None
+        try:
+            json = place_json((*key[:8], *where, inbound.wants_stream, context.organisation, self.gateway))
+        except UnicodeEncodeError:
+            json = None
+        place = self._places[key] = _Place(endpoint, upstream_model, json)
+        return place
 
     def decide(self, decision: bytes) -> None:
         """Keeps the decision of a request that no attempt follows. A disk that refuses it is counted, no more."""
@@ -160,28 +166,100 @@ class Books:
             _log.error("a decision is not recorded: %s", error)
 
 
-class Entry:
-    """Settles exactly once; a second call does nothing."""
+def _time_of(microseconds: int) -> datetime:
+    """Exact for some centuries: a float has 53 bits."""
+    return datetime.fromtimestamp(microseconds / 1e6, UTC)
 
-    def __init__(self, books: Books, event: UsageEvent, inbound: Inbound, endpoint: Endpoint, prices: Pricing) -> None:
-        self.charge: Charge = UNKNOWN  # what it was settled with, as far as it was believed
+
+class Entry:
+    """Settles exactly once; a second call does nothing.
+
+    `charge`, `status`, `error_type` and `cost` (USD; None: unknown) are what it was settled with, as far as the charge
+    was believed.
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_books",
+        "_catalog_version",
+        "_context",
+        "_endpoint",
+        "_max_cost",
+        "_place",
+        "_price_json",
+        "_prices",
+        "_service_tier",
+        "_start",
+        "_started",
+        "_tags",
+        "_usage_source",
+        "charge",
+        "cost",
+        "error_type",
+        "event_id",
+        "is_priced",
+        "is_settled",
+        "status",
+    )
+
+    def __init__(
+        self,
+        books: Books,
+        context: Context,
+        attempt: int,
+        endpoint: Endpoint,
+        prices: Pricing,
+        place: _Place,
+        max_cost: Decimal | None,
+        tags: Mapping[str, str] | None,
+    ) -> None:
+        started = time_ns() // 1000
+        self.event_id = new_event_id(started)
+        self.charge: Charge = UNKNOWN
+        self.status: Status = "error"
+        self.error_type: str | None = WORKER_LOST
+        self.cost: Decimal | None = None
+        self.is_settled = False
+        self.is_priced = False
         self._books = books
-        self._event = event
-        self._inbound = inbound
+        self._context = context
+        self._attempt = attempt
         self._endpoint = endpoint
         self._prices = prices
-        self.is_settled = False
+        self._place = place
+        self._max_cost = max_cost
+        self._tags = tags
+        self._started = started  # microseconds since the epoch
+        self._start: bytes | None = None
+        self._service_tier: str | None = None
+        self._usage_source: UsageSource = "none"
+        self._price_json: msgspec.Raw | None = None
+        self._catalog_version: str | None = None
+
+    def begun(self) -> bytes:
+        """The record with which it begins."""
+        place, started_at = self._place.json, _time_of(self._started)
+        try:
+            if place is not None:
+                request_id = self._context.request_id
+                start = start_json(self.event_id, request_id, self._attempt, started_at, place)
+                json = begun_json(start, self._max_cost, self._tags)
+                self._start = start
+                return json
+        except ValueError:
+            pass
+        return write_begun(self._event(started_at, None, 0.0))
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Adds tags to a row that is not settled yet."""
         if tags:
-            self._event.tags = {**(self._event.tags or {}), **tags}
+            self._tags = {**(self._tags or {}), **tags}
 
     def estimate(self, text: str, raw_usage: msgspec.Raw | None = None) -> Charge:
         """What the upstream must have used to write `text`, counted here because it did not say."""
-        model = self._event.upstream_model
+        model, inbound = self._place.upstream_model, self._context.inbound
         usage = Usage(
-            input_tokens=self._inbound.estimate_tokens(model), output_tokens=count_tokens(text, model) if text else 0
+            input_tokens=inbound.estimate_tokens(model), output_tokens=count_tokens(text, model) if text else 0
         )
         return Charge(usage, is_reported=False, raw_usage=raw_usage)
 
@@ -198,7 +276,6 @@ class Entry:
         self,
         status: Status,
         charge: Charge,
-        *,
         ttft: float | None,
         duration: float,
         error_type: str | None = None,
@@ -210,30 +287,39 @@ class Entry:
         A disk that refuses the row does not take the client's answer away: what cannot be kept is logged and counted.
         """
         if self.is_settled:
-            return self._event.cost_usd
+            return self.cost
         self.is_settled = True
-        event = self._event
         charge = self._judge(status, charge)
         # Without `text`, which may lead back here: a cycle for each request would keep the collector busy.
-        self.charge = Charge(charge.usage, charge.is_reported, charge.raw_usage)
+        self.charge = charge if charge.text is None else Charge(charge.usage, charge.is_reported, charge.raw_usage)
         duration = max(0.0, duration)
-        event.status = status
-        event.error_type = error_type
-        event.ended_at = event.started_at + timedelta(seconds=duration)  # the clock may have been set meanwhile
-        event.ttft_ms = None if ttft is None else round(ttft * 1000, 3)
-        event.duration_ms = round(duration * 1000, 3)
-        event.raw_usage = charge.raw_usage
-        event.service_tier = service_tier
+        self.status = status
+        self.error_type = error_type
+        self._service_tier = service_tier
         self._price(charge)
-        if event.cost_usd is not None:
-            event.max_cost_usd = None
         try:
-            self._books.spool.settle(event)
+            self._books.spool.settle(self.event_id, self._settled(ttft, duration))
         except SpoolError as error:
             self._books.metrics.spool_error()
-            _log.error("usage event %s of request %s is not recorded: %s", event.event_id, event.request_id, error)
-        self._books.metrics.attempt(event.endpoint, status, charge.usage, ttft)
-        return event.cost_usd
+            message = "usage event %s of request %s is not recorded: %s"
+            _log.error(message, self.event_id, self._context.request_id, error)
+        self._books.metrics.attempt(
+            self._endpoint,
+            self._context.inbound.protocol.surface,
+            self._place.upstream_model,
+            status,
+            charge.usage,
+            ttft,
+            duration,
+            self._context.inbound.wants_stream,
+            error_type,
+        )
+        return self.cost
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether `durable` has to be awaited after `settle`."""
+        return self._books.spool.waits_for_disk
 
     async def durable(self) -> None:
         """After `settle`, before the answer's last byte: waits for the disk, where the configuration says so."""
@@ -241,14 +327,96 @@ class Entry:
             await self._books.spool.durable()
         except SpoolError as error:
             self._books.metrics.spool_error()
-            _log.error("usage event %s may not outlive a power cut: %s", self._event.event_id, error)
+            _log.error("usage event %s may not outlive a power cut: %s", self.event_id, error)
+
+    def _settled(self, ttft: float | None, duration: float) -> bytes:
+        """The record with which it ends. Seconds in."""
+        passed = round(duration * 1e6)
+        ended_at = _time_of(self._started + passed)  # the clock may have been set meanwhile
+        ttft_ms = None if ttft is None else round(ttft * 1e6) / 1000
+        duration_ms = passed / 1000
+        if self._start is not None:
+            usage, cost = self.charge.usage or NO_USAGE, self.cost
+            end = (
+                ended_at,
+                self.status,
+                self.error_type,
+                ttft_ms,
+                duration_ms,
+                self._service_tier,
+                self._max_cost if cost is None else None,
+                usage.input_tokens,
+                usage.cache_read_tokens,
+                usage.cache_write_5m_tokens,
+                usage.cache_write_1h_tokens,
+                usage.input_audio_tokens,
+                usage.input_image_tokens,
+                usage.output_tokens,
+                usage.reasoning_tokens,
+                usage.output_audio_tokens,
+                self._usage_source,
+                "priced" if self.is_priced else "unpriced",
+                cost,
+                self._catalog_version,
+            )
+            try:
+                return settled_json(self._start, end, self._price_json, self._tags, self.charge.raw_usage)
+            except ValueError:
+                pass
+        return write_settled(self._event(ended_at, ttft_ms, duration_ms))
+
+    def _event(self, ended_at: datetime, ttft_ms: float | None, duration_ms: float) -> UsageEvent:
+        """The whole row, as it stands: for the few in which something cannot be stored as it is."""
+        context, endpoint = self._context, self._endpoint
+        caller, inbound = context.caller, context.inbound
+        price_status: PriceStatus = "priced" if self.is_priced else "unpriced"
+        return UsageEvent(
+            event_id=self.event_id,
+            request_id=context.request_id,
+            attempt=self._attempt,
+            started_at=_time_of(self._started),
+            ended_at=ended_at,
+            team=caller.team,
+            project=caller.project,
+            key_id=caller.key_id,
+            cost_center=context.cost_center,
+            route=context.route,
+            policy=context.policy,
+            policy_version=context.policy_version,
+            domain=context.domain,
+            endpoint=endpoint.id,
+            provider=endpoint.provider.id,
+            model=inbound.model,
+            upstream_model=self._place.upstream_model,
+            region=endpoint.region,
+            status=self.status,
+            error_type=self.error_type,
+            stream=inbound.wants_stream,
+            ttft_ms=ttft_ms,
+            duration_ms=duration_ms,
+            organisation=context.organisation,
+            gateway=self._books.gateway,
+            service_tier=self._service_tier,
+            max_cost_usd=self._max_cost if self.cost is None else None,
+            usage=self.charge.usage or NO_USAGE,
+            usage_source=self._usage_source,
+            price_status=price_status,
+            cost_usd=self.cost,
+            prices=self._price_json,
+            catalog_version=self._catalog_version,
+            tags=dict(self._tags) if self._tags else None,
+            raw_usage=self.charge.raw_usage,
+        )
 
     def _judge(self, status: Status, charge: Charge) -> Charge:
         """The charge, or an estimate in its place where the upstream's count cannot be true."""
         usage, raw = charge.usage, charge.raw_usage
         if charge.is_reported and usage is not None:
-            view = self._inbound.view
-            asked = Asked(len(self._inbound.body), view.output_limit, view.choices, self._is_open_ended)
+            size = len(self._context.inbound.body)
+            if is_ordinary(usage, raw, size):
+                return charge
+            view = self._context.inbound.view
+            asked = Asked(size, view.output_limit, view.choices, self._is_open_ended)
             reason = doubt(usage, raw, asked)
             if reason is None:
                 return charge
@@ -258,18 +426,18 @@ class Entry:
         else:
             return charge
         self.tag({DOUBT: reason})
-        self._books.metrics.usage_doubted(self._event.endpoint)
+        self._books.metrics.usage_doubted(self._endpoint.id)
         _log.warning(
             "endpoint `%s` counted what cannot be true for request %s, which is estimated: %s",
-            self._event.endpoint,
-            self._event.request_id,
+            self._endpoint.id,
+            self._context.request_id,
             reason,
         )
         return charge
 
     def _is_open_ended(self) -> bool:
         """Whether the request may have more to it than its words."""
-        view = self._inbound.view
+        view = self._context.inbound.view
         return bool(view.native_feature() or view.kept_state() or view.outline().media)
 
     def _text_of(self, answer: bytes) -> str:
@@ -278,67 +446,27 @@ class Entry:
         try:
             fields = _decode_answer(answer)
             fields.pop("usage", None)
-            return self._inbound.protocol.scan_answer(_encode_answer(fields), PLAIN).text
+            return self._context.inbound.protocol.scan_answer(_encode_answer(fields), PLAIN).text
         except (*NOT_JSON, UpstreamError):
             return ""
 
     def _price(self, charge: Charge) -> None:
-        event, usage = self._event, charge.usage
+        usage = charge.usage
         if usage is None:
             return
-        event.usage = usage
-        if usage.total == 0 and not charge.is_reported:
-            event.price_status, event.cost_usd = "priced", Decimal(0)
+        if not charge.is_reported and usage.total == 0:
+            self.is_priced, self.cost = True, _NO_COST
             return
-        event.usage_source = "reported" if charge.is_reported else "estimated"
-        priced = self._prices.rates_for(
-            self._endpoint,
-            event.upstream_model,
-            event.started_at,
-            total_input(usage),
-            team=event.team,
-            service_tier=event.service_tier,
-        )
+        self._usage_source = "reported" if charge.is_reported else "estimated"
+        endpoint, model = self._endpoint, self._place.upstream_model
+        team, at = self._context.caller.team, self._started / 1e6
+        priced = self._prices.rates_at(endpoint, model, at, total_input(usage), team, self._service_tier)
         if priced is not None:
-            event.price_status = "priced"
-            event.cost_usd = priced.cost(usage)
-            event.prices = priced.json
-            event.catalog_version = priced.catalog_version
-        elif self._books.metrics.unpriced(event.endpoint, event.upstream_model):
+            self.is_priced, self.cost = True, priced.cost(usage)
+            self._price_json, self._catalog_version = priced.json, priced.catalog_version
+        elif self._books.metrics.unpriced(endpoint.id, model):
             _log.warning(
                 "model `%s` of endpoint `%s` has no price: its attempts are unpriced until somebody states one",
-                event.upstream_model,
-                event.endpoint,
+                model,
+                endpoint.id,
             )
-
-
-class _Clock:
-    """Milliseconds and random bits, as one number that only grows within a process."""
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def next(self) -> int:
-        """122 bits: 48 of time, 74 of chance. When the clock stands still or is set back it counts on in small random
-        steps from the last number: ids made later are larger, whatever the clock says."""
-        now = time_ns() // 1_000_000 << 74 | _random.getrandbits(74)
-        if now <= self._last:
-            now = self._last + 1 + _random.getrandbits(40)
-        self._last = now
-        return now
-
-
-_clock = _Clock()
-
-
-def new_event_id() -> str:
-    """A UUID of version 7 (RFC 9562, sections 5.7 and 6.2): ordered by time, so that rows land at the end of their
-    index, and strictly ascending within a process."""
-    bits = _clock.next()
-    high, low = bits >> 62, bits & _LOW_62  # 60 and 62 of them, on both sides of the variant
-    digits = "%032x" % ((high >> 12) << 80 | 7 << 76 | (high & 0xFFF) << 64 | 2 << 62 | low)
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def new_request_id() -> str:
-    return f"req_{time_ns() // 1_000_000:011x}{_random.getrandbits(52):013x}"

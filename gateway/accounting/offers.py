@@ -44,7 +44,10 @@ class _Terms(NamedTuple):
 
 
 class Offer:
-    """What one endpoint asks for one model, of whom it is asked by, and in which service tier."""
+    """What one endpoint asks for one model, of whom it is asked by, and in which service tier.
+
+    `fixed`: what it asks at any time; None: that changes with time, or it has no price.
+    """
 
     def __init__(
         self,
@@ -69,16 +72,16 @@ class Offer:
             and not contracts
             and base.sheet.currency == USD
         )
-        self._fixed = self._tiers(self._terms(datetime.now(UTC))) if is_fixed else None
+        self.fixed = self._tiers(self._terms(datetime.now(UTC))) if is_fixed else None
 
     def at(self, at: datetime, input_tokens: int) -> PricedRates | None:
-        tiers = self._fixed if self._fixed is not None else self.tiers_at(in_utc(at))
+        tiers = self.fixed if self.fixed is not None else self.tiers_at(in_utc(at))
         return None if tiers is None else tiers.at(input_tokens)
 
     def tiers_at(self, at: datetime) -> PriceTiers | None:
         """`at`: in UTC."""
-        if self._fixed is not None:
-            return self._fixed
+        if self.fixed is not None:
+            return self.fixed
         terms = self._terms(at)
         try:
             return self._worked_out[terms]
@@ -187,6 +190,8 @@ class PriceTiers(NamedTuple):
     rates: Sequence[PricedRates | None]
 
     def at(self, input_tokens: int) -> PricedRates | None:
+        if not self.starts:
+            return self.rates[0]
         return self.rates[bisect_left(self.starts, input_tokens)]
 
     def bounds(self, input_tokens: int) -> tuple[int, float]:

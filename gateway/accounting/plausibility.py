@@ -58,6 +58,18 @@ class _Totals(msgspec.Struct):
 _decode_totals = msgspec.json.Decoder(_Totals).decode
 
 
+def is_ordinary(usage: Usage, raw: msgspec.Raw | None, size: int) -> bool:
+    """Whether nothing of what `doubt` looks for can be the matter: a short answer to a short request, as most are.
+    `size`: bytes of the request."""
+    counts = msgspec.structs.astuple(usage)
+    return (
+        size <= LEAST_JUDGED
+        and 0 < sum(counts) <= OUTPUT_SLACK
+        and min(counts) >= 0
+        and (raw is None or _contradiction(raw) is None)
+    )
+
+
 def doubt(usage: Usage, raw: msgspec.Raw | None, asked: Asked) -> str | None:
     """Why a count that was read cannot be true. None: it may be."""
     counts = msgspec.structs.astuple(usage)

@@ -87,6 +87,41 @@ class Prices:
         offer = self._offer(endpoint, upstream_model, team, service_tier)
         return None if offer is None else offer.at(at, input_tokens)
 
+    def rates_at(
+        self,
+        endpoint: Endpoint,
+        upstream_model: str,
+        at: float,
+        input_tokens: int,
+        team: str | None = None,
+        service_tier: str | None = None,
+    ) -> PricedRates | None:
+        """As `rates_for`, for attempts on their way. `at`: seconds since the epoch."""
+        offer = self._offer(endpoint, upstream_model, team, service_tier)
+        if offer is None:
+            return None
+        tiers = offer.fixed
+        if tiers is None:
+            tiers = offer.tiers_at(datetime.fromtimestamp(at, UTC))
+        return None if tiers is None else tiers.at(input_tokens)
+
+    def rates_now(
+        self,
+        endpoint: Endpoint,
+        upstream_model: str,
+        input_tokens: int,
+        team: str | None = None,
+        service_tier: str | None = None,
+    ) -> PricedRates | None:
+        """As `rates_at` this moment. The clock is read only where the price changes with time."""
+        offer = self._offer(endpoint, upstream_model, team, service_tier)
+        if offer is None:
+            return None
+        tiers = offer.fixed
+        if tiers is None:
+            tiers = offer.tiers_at(datetime.now(UTC))
+        return None if tiers is None else tiers.at(input_tokens)
+
     def quote(
         self, endpoint: Endpoint, upstream_model: str, at: float, input_tokens: int, team: str | None = None
     ) -> PriceCard | None:
@@ -120,7 +155,7 @@ class Prices:
         return f"provider `{seller.id}` of the catalogue has no model `{model[:64]}` with a price by the token"
 
     def _offer(self, endpoint: Endpoint, model: str, team: str | None, service_tier: str | None) -> Offer | None:
-        if team is not None and not self._has_terms(team):
+        if team is not None and (not self._team_globs or not self._has_terms(team)):
             team = None
         key = (id(endpoint), model, team, service_tier)
         known = self._offers.get(key)
@@ -204,6 +239,18 @@ class PriceBook:
             contracts=configuration.contracts,
             currencies=configuration.currencies,
         )
+
+    def rates_at(
+        self,
+        endpoint: Endpoint,
+        upstream_model: str,
+        at: float,
+        input_tokens: int,
+        team: str | None = None,
+        service_tier: str | None = None,
+    ) -> PricedRates | None:
+        """As `Prices.rates_at`."""
+        return self._plain.rates_at(endpoint, upstream_model, at, input_tokens, team, service_tier)
 
     def rates_for(
         self,

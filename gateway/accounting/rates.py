@@ -6,7 +6,6 @@ from decimal import Context, Decimal
 from typing import NamedTuple
 
 import msgspec
-from msgspec.structs import astuple
 
 from gateway.config.sheets import METERS, USD
 from gateway.types import Rates, Usage
@@ -125,24 +124,41 @@ def unit_prices(rates: Rates) -> tuple[Decimal, ...]:
 class _BucketRates(NamedTuple):
     """The rate of each of `BUCKETS`, fallbacks filled in, and the price of a request, as whole numbers of one unit.
 
-    `exponent`: the unit is 10**exponent millionths of a USD. Whole numbers are exact, and far quicker to add up than
-    decimals.
+    `power`: the unit in USD, as it is written behind digits: `E-12`. Whole numbers are exact, and far quicker to add up
+    than decimals.
     """
 
     rates: tuple[int, ...]
     request: int
-    exponent: int
+    power: str
 
     @classmethod
     def of(cls, rates: Rates) -> _BucketRates:
         decimals = (*unit_prices(rates), EXACT.scaleb(rates.request or Decimal(0), 6))
         exponent = min(0, *(int(rate.as_tuple().exponent) for rate in decimals))
         whole = [int(EXACT.scaleb(rate, -exponent)) for rate in decimals]
-        return cls(tuple(whole[:-1]), whole[-1], exponent)
+        return cls(tuple(whole[:-1]), whole[-1], f"E{exponent - 6}")
 
     def cost(self, usage: Usage) -> Decimal:
         units = self.request
-        for tokens, rate in zip(astuple(usage), self.rates, strict=True):
-            if tokens:
-                units += tokens * rate
-        return Decimal(f"{units}E{self.exponent - 6}")  # exact, and quicker than `scaleb`
+        rates = self.rates
+        # Most attempts use two buckets, which is why the others are asked in turn rather than in a loop over all.
+        if tokens := usage.input_tokens:
+            units += tokens * rates[0]
+        if tokens := usage.output_tokens:
+            units += tokens * rates[6]
+        if tokens := usage.cache_read_tokens:
+            units += tokens * rates[1]
+        if tokens := usage.reasoning_tokens:
+            units += tokens * rates[7]
+        if tokens := usage.cache_write_5m_tokens:
+            units += tokens * rates[2]
+        if tokens := usage.cache_write_1h_tokens:
+            units += tokens * rates[3]
+        if tokens := usage.input_audio_tokens:
+            units += tokens * rates[4]
+        if tokens := usage.input_image_tokens:
+            units += tokens * rates[5]
+        if tokens := usage.output_audio_tokens:
+            units += tokens * rates[8]
+        return Decimal(f"{units}{self.power}")  # exact, and quicker than `scaleb`

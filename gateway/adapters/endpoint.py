@@ -21,7 +21,7 @@ from gateway.config.rows import Dialect
 from gateway.errors import InvalidRequest
 from gateway.protocols.base import ConversationProtocol, Wire, Written
 from gateway.protocols.inbound import Inbound
-from gateway.types import CONVERSATION_WIRES, Capability, WireName
+from gateway.types import CONVERSATION_WIRES, Capability, Surface, WireName
 from gateway.upstream.request import Origin, UpstreamRequest, header_block
 
 UNSUPPORTED = "unsupported_by_endpoint"
@@ -78,39 +78,52 @@ class EndpointAdapter:
             header_block([*common, ("accept", accepted)]) for accepted in ("application/json", "text/event-stream")
         ]
         self._templates: dict[tuple[str, bool], UpstreamRequest] = {}
+        self._passages: dict[tuple[Surface, str, bool], UpstreamRequest] = {}
 
     def open(self, inbound: Inbound) -> Call:
-        protocol, surface = inbound.protocol, inbound.protocol.surface
+        protocol = inbound.protocol
         model = self._model or (inbound.view.model if self._takes_wishes else inbound.model)
         if protocol.wire in self.speaks and not self._must_translate(inbound):
             hides = not self._takes_wishes and inbound.view.routing_wishes() is not None
-            dialect = self._without_wishes if hides else self._dialect
-            body = protocol.rewrite(inbound.view, inbound.body, model, dialect)
-            target = self._target(protocol.wire, model, inbound) + (_COUNT if surface == "count_tokens" else "")
-            dropped = self._removed(inbound.body, body)
-            return Passage(inbound, self._request(target, body, inbound), self._dialect, dropped)
-        if surface == "count_tokens":
+            body = protocol.rewrite(inbound.view, inbound.body, model, self._without_wishes if hides else self._dialect)
+            template = self._passages.get((protocol.surface, model, inbound.wants_stream))
+            if template is None:
+                template = self._prepare_passage(inbound, model)
+            request = self._fill(template, body, inbound)
+            dropped = self._removed(inbound.body, body) if self._dialect.unsupported else ()
+            return Passage(inbound, request, self._dialect, dropped)
+        if protocol.surface == "count_tokens":
             return LocalCount(inbound, model)
-        if surface == "embeddings":
+        if protocol.surface == "embeddings":
             return self._translate_embedding(inbound, model)
         return self._translate(inbound, model)
 
+    def _prepare_passage(self, inbound: Inbound, model: str) -> UpstreamRequest:
+        """What all requests of this surface for this model have in common."""
+        protocol = inbound.protocol
+        target = self._target(protocol.wire, model, inbound)
+        template = self._template(target + (_COUNT if protocol.surface == "count_tokens" else ""), inbound.wants_stream)
+        if len(self._passages) >= _MAX_TEMPLATES:
+            self._passages.clear()
+        self._passages[protocol.surface, model, inbound.wants_stream] = template
+        return template
+
     def _must_translate(self, inbound: Inbound) -> bool:
         """Whether bytes may not pass although both sides speak the same protocol."""
-        if inbound.protocol.surface == "count_tokens":
+        surface = inbound.protocol.surface
+        if surface == "count_tokens":
             return not self._counts_tokens
-        if inbound.protocol.surface == "embeddings":
+        if surface == "embeddings":
             return self._dialect.vectors != "float32"
-        if self._dialect.json_schema == "native" or "json_schema" not in inbound.view.needs():
-            return False
-        return b"json_schema" in inbound.body  # not merely some JSON, which the provider can do
+        if self._dialect.json_schema == "native" or b"json_schema" not in inbound.body:
+            return False  # merely some JSON the provider can do
+        return "json_schema" in inbound.view.needs()
 
     def _removed(self, before: bytes, after: bytes) -> Collection[str]:
         """The top-level fields that the provider refuses, and that were taken out."""
-        unsupported = self._dialect.unsupported
-        if not unsupported or before is after:
+        if before is after:
             return ()
-        return (_decode_fields(before).keys() - _decode_fields(after).keys()) & set(unsupported)
+        return (_decode_fields(before).keys() - _decode_fields(after).keys()) & set(self._dialect.unsupported)
 
     def _translate(self, inbound: Inbound, model: str) -> Call:
         protocol = inbound.protocol
@@ -168,7 +181,9 @@ class EndpointAdapter:
         return WIRES[name].target(model, stream=inbound.wants_stream)
 
     def _request(self, target: str, body: bytes, inbound: Inbound) -> UpstreamRequest:
-        streams = inbound.wants_stream
+        return self._fill(self._template(target, inbound.wants_stream), body, inbound)
+
+    def _template(self, target: str, streams: bool) -> UpstreamRequest:
         template = self._templates.get((target, streams))
         if template is None:
             if len(self._templates) >= _MAX_TEMPLATES:
@@ -176,6 +191,9 @@ class EndpointAdapter:
             raw_target = (self._path + target).encode("ascii")
             template = UpstreamRequest(self._origin, b"POST", raw_target, self._blocks[streams])
             self._templates[target, streams] = template
+        return template
+
+    def _fill(self, template: UpstreamRequest, body: bytes, inbound: Inbound) -> UpstreamRequest:
         request = template.with_body(body)
         if inbound.forwarded and inbound.protocol.wire in self.speaks:
             request.headers += header_block(inbound.forwarded)

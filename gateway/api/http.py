@@ -1,52 +1,93 @@
-"""ASGI's edges: reading a bounded body, sending a whole answer, noticing that the client has gone."""
+"""One request and its answer, as the worker's server (`server.py`) hands them to the application."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
-from types import TracebackType
-from typing import Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from gateway.errors import BodyTooLarge, GatewayError
 from gateway.protocols.base import ClientProtocol
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
 from gateway.reply import Headers
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+if TYPE_CHECKING:
+    from gateway.api.connection import Connection
 
-WATCH_AFTER = 0.1
-"""Seconds a request runs before its connection is watched: answers of fast upstreams never need the task."""
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_BODILESS = frozenset({204, 304})
+_JOIN_BELOW = 65_536  # bytes of a body that is copied behind its head for a single write
+
+# How an answer's end is told.
+_BY_LENGTH, _BY_CHUNKS, _BY_CLOSE, _WITHOUT_BODY = range(4)
 
 
-class ClientDisconnected(Exception):
-    """The client went away before its request was whole."""
+class Request:
+    """Made when its head is complete.
 
+    `path` is percent-decoded, `target` as it was sent (path and query). `headers`: names in lower case, of several
+    lines the last; `header_lines` has them all, in order. `is_internal`: it came over the worker's unix socket.
+    `received_at`: `time.perf_counter` when
+    its last byte came (of its head, as long as the rest has not), in seconds. `is_whole`: its last byte has come.
+    """
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], max_bytes: int) -> bytes:
-    """The whole body. Raises BodyTooLarge before reading when its length is announced, while reading otherwise."""
-    announced = headers.get(b"content-length", b"")
-    if announced.isdigit() and int(announced[:20]) > max_bytes:
-        raise _too_large(max_bytes)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message["type"] == "http.request" and not message.get("more_body"):
-        if len(body) > max_bytes:
+    __slots__ = (
+        "_connection",
+        "body_size",
+        "failure",
+        "header_lines",
+        "headers",
+        "is_early",
+        "is_internal",
+        "is_whole",
+        "keeps_alive",
+        "knows_chunks",
+        "method",
+        "parts",
+        "path",
+        "received_at",
+        "target",
+        "was_told_to_go_on",
+    )
+
+    def __init__(self, connection: Connection, method: str, target: bytes, path: str, header_lines: Headers) -> None:
+        self.method = method
+        self.target = target
+        self.path = path
+        self.header_lines = header_lines
+        self.headers = dict(header_lines)
+        self.received_at = 0.0
+        self.is_internal = False
+        self.is_whole = False
+        # What follows is between the server and this object.
+        self.is_early = False  # it is served before its body is there
+        self.was_told_to_go_on = False  # with `100 Continue`
+        self.keeps_alive = True
+        self.knows_chunks = True  # HTTP/1.1
+        self.parts: list[bytes] = []
+        self.body_size = 0
+        self.failure: GatewayError | None = None  # why the rest of its body will not come
+        self._connection = connection
+
+    def body(self, max_bytes: int) -> bytes | None:
+        """The whole body; None: it is still coming, `read` it. Raises BodyTooLarge, also of one that is announced."""
+        if self.body_size > max_bytes:
             raise _too_large(max_bytes)
+        if self.is_whole:
+            parts = self.parts
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        if self.failure is not None:
+            raise self.failure
+        if int(self.headers.get(b"content-length", b"0")) > max_bytes:
+            raise _too_large(max_bytes)
+        return None
+
+    async def read(self, max_bytes: int) -> bytes:
+        """The whole body. Raises BodyTooLarge as soon as it is known, InvalidRequest where its framing is broken."""
+        while (body := self.body(max_bytes)) is None:
+            await self._connection.wait_for_body(self)
         return body
-    parts, size = [body], len(body)
-    while True:
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        if not message.get("more_body"):
-            return b"".join(parts)
-        message = await receive()
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:
@@ -56,87 +97,127 @@ def _too_large(max_bytes: int) -> BodyTooLarge:
     )
 
 
-class AsgiReply:
-    """See `gateway.reply.Reply`."""
+class HttpReply:
+    """See `gateway.reply.Reply`. `is_gone`: the client has left before it had the whole answer.
 
-    def __init__(self, send: Send) -> None:
+    Whoever serves ends it with a last `send`; an answer that is not ended cuts the connection.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_framing",
+        "_headers",
+        "_left",
+        "_request",
+        "_status",
+        "due",
+        "has_content",
+        "has_finished",
+        "has_started",
+        "is_gone",
+        "is_paused",
+        "received_at",
+        "task",
+    )
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self.due = math.inf  # loop time by which the client must have taken everything
         self.has_started = False
         self.has_content = False
         self.has_finished = False
-        self.due = math.inf  # loop time by which the client must have taken everything
-        self._send = send
+        self.is_gone = False
+        self.is_paused = connection.is_paused
+        self.received_at = request.received_at
+        self.task: asyncio.Task[None] | None = None  # that serves it
+        self._connection = connection
+        self._request = request
+        self._status = 0
+        self._headers: Headers | None = None  # not written yet
+        self._framing = _BY_LENGTH
+        self._left = 0  # bytes of the announced body that were not sent yet
 
-    async def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers) -> None:
+        """Names in lower case. Header values that would break out of their line are refused with the first `send`."""
         self.has_started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self._status = status
+        self._headers = headers
 
-    async def send(self, body: bytes, *, is_last: bool) -> None:
-        self.has_content, self.has_finished = True, is_last
-        await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
+    def send(self, body: bytes, *, is_last: bool) -> None:
+        """Raises RuntimeError where the body does not have the announced length, or has ended already."""
+        self.has_content = True
+        self._write(body, is_last)
 
-    async def comment(self, body: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+    def comment(self, body: bytes) -> None:
+        self._write(body, False)
+
+    async def drain(self) -> None:
+        while self.is_paused:
+            await self._connection.wait_for_room()
+
+    def _write(self, body: bytes, is_last: bool) -> None:
+        if self.has_finished:
+            raise RuntimeError("the answer has ended already")
+        headers = self._headers
+        if headers is None:
+            data = b""
+        else:
+            data = self._head(headers)
+            self._headers = None
+        framing, size = self._framing, len(body)
+        if framing == _BY_CHUNKS:
+            if size:
+                data = b"%b%x\r\n%b\r\n" % (data, size, body)
+            if is_last:
+                data += b"0\r\n\r\n"
+            body = b""
+        elif framing == _BY_LENGTH:
+            self._left -= size
+            if self._left < 0 or (is_last and self._left):
+                raise RuntimeError("an answer must have the length that its head announces")
+        elif framing == _WITHOUT_BODY:
+            body = b""
+        if not self.is_gone:
+            transport = self._connection.transport
+            if len(body) <= _JOIN_BELOW:
+                transport.write(data + body)
+            else:
+                transport.write(data)
+                transport.write(body)
+        if is_last:
+            self.has_finished = True
+            self._connection.finish(self, self._request)
+
+    def _head(self, headers: Headers) -> bytes:
+        """Everything up to the empty line, with what the connection itself has to say. Chooses the framing."""
+        request, status, server = self._request, self._status, self._connection.server
+        lines = list(map(b": ".join, headers))
+        lines.append(server.date_line)
+        if not (request.keeps_alive and request.is_whole and not server.is_draining):
+            request.keeps_alive = False
+            lines.append(b"connection: close")
+        head = _STATUS_LINES[status] + b"\r\n".join(lines) + b"\r\n"
+        if not (head.count(b"\n") == head.count(b"\r") == len(lines) + 1) or b"\0" in head:
+            raise ValueError("a response header holds a line break")  # its value may be a secret
+        start = head.find(b"\r\ncontent-length: ")
+        if status in _BODILESS or request.method == "HEAD":
+            self._framing = _WITHOUT_BODY
+        elif start >= 0:
+            self._left = int(head[start + 18 : head.index(b"\r", start + 18)])
+        elif request.knows_chunks:
+            self._framing = _BY_CHUNKS
+            head += b"transfer-encoding: chunked\r\n"
+        else:
+            self._framing = _BY_CLOSE  # HTTP/1.0, whose connections are never kept
+        return head + b"\r\n"
 
 
-async def respond(send: Send, status: int, body: bytes, content_type: bytes, headers: Headers | None = None) -> None:
+def respond(reply: HttpReply, status: int, body: bytes, content_type: bytes, headers: Headers | None = None) -> None:
     """A whole answer at once."""
     length = (b"content-length", b"%d" % len(body))
-    block = [(b"content-type", content_type), length, *(headers or ())]
-    await send({"type": "http.response.start", "status": status, "headers": block})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    reply.start(status, [(b"content-type", content_type), length, *(headers or ())])
+    reply.send(body, is_last=True)
 
 
-async def respond_error(send: Send, error: GatewayError, protocol: ClientProtocol = CHAT_PROTOCOL) -> None:
+def respond_error(reply: HttpReply, error: GatewayError, protocol: ClientProtocol = CHAT_PROTOCOL) -> None:
     """In the shape of the protocol; OpenAI's for whoever speaks none."""
-    await respond(send, error.status, protocol.error_body(error), b"application/json", list(error.headers))
-
-
-class CancelOnDisconnect:
-    """Cancels the task it is entered in when the client goes away, and swallows that cancellation at its end.
-
-    A client that leaves once it has the whole answer cancels nothing; one that stops reading has until `reply.due`.
-    """
-
-    def __init__(self, receive: Receive, reply: AsgiReply) -> None:
-        self.happened = False
-        self._receive = receive
-        self._reply = reply
-        self._owner: asyncio.Task[Any] | None = None
-        self._watch: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None  # for the watch, later for the due time
-
-    def __enter__(self) -> CancelOnDisconnect:
-        self._owner = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._start)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
-        # Everything is let go of: a cancelled task holds its exception, that its frames, and those this object. Such
-        # rings wait for the garbage collector, whose pauses all streams would feel.
-        timer, watch, owner = self._timer, self._watch, self._owner
-        self._timer = self._watch = self._owner = None
-        if timer is not None:
-            timer.cancel()
-        if watch is not None:
-            watch.cancel()
-        if self.happened and owner is not None:
-            # The cancellation was ours; whether it arrived as an exception or came too late, it ends here.
-            still_requested = owner.uncancel()
-            return kind is asyncio.CancelledError and still_requested == 0
-        return False
-
-    def _start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._watch = loop.create_task(self._wait())
-        if self._reply.due < math.inf:
-            self._timer = loop.call_at(self._reply.due, self._give_up)
-
-    async def _wait(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._give_up()
-
-    def _give_up(self) -> None:
-        if self._owner is not None and not self._reply.has_finished:
-            self.happened = True
-            self._owner.cancel()
+    respond(reply, error.status, protocol.error_body(error), b"application/json", list(error.headers))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import get_args
 
 from gateway.api.auth import KeyRing
-from gateway.api.http import AsgiReply, CancelOnDisconnect, Receive, read_body
+from gateway.api.http import Request
 from gateway.pipeline import Pipeline
 from gateway.protocols.base import ClientProtocol
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
@@ -15,10 +15,8 @@ from gateway.protocols.embeddings.wire import EMBEDDINGS_PROTOCOL
 from gateway.protocols.inbound import Inbound
 from gateway.protocols.messages.wire import COUNT_TOKENS_PROTOCOL, MESSAGES_PROTOCOL
 from gateway.protocols.responses.wire import RESPONSES_PROTOCOL
+from gateway.reply import Reply
 from gateway.types import Surface
-
-CLIENT_CLOSED = 499
-"""Not sent to anybody: what metrics say of a request whose client went away."""
 
 SURFACES: Mapping[str, ClientProtocol] = {
     "/v1/chat/completions": CHAT_PROTOCOL,
@@ -36,27 +34,24 @@ SCOPES: Mapping[Surface, str] = {
 MESSAGES_PREFIX = "/v1/messages"
 """Below it errors have Anthropic's shape, elsewhere OpenAI's."""
 
-_FORWARDED = (b"anthropic-beta", b"openai-beta")
+_FORWARDED = frozenset({b"anthropic-beta", b"openai-beta"})
 """What a client says to its protocol in headers: an upstream of the same protocol hears it."""
 
 
 async def serve_surface(
-    protocol: ClientProtocol,
-    pipeline: Pipeline,
-    keys: KeyRing,
-    headers: dict[bytes, bytes],
-    receive: Receive,
-    reply: AsgiReply,
+    protocol: ClientProtocol, pipeline: Pipeline, keys: KeyRing, request: Request, reply: Reply
 ) -> int:
     """Returns the HTTP status sent. Raises GatewayError while nothing was sent."""
-    caller = await keys.authenticate(headers, SCOPES[protocol.surface])
-    body = await read_body(receive, headers, pipeline.snapshot.configuration.server.max_body_bytes)
-    forwarded = tuple((name, headers[name]) for name in _FORWARDED if name in headers)
-    inbound = Inbound(protocol, protocol.parse(body), body, forwarded)
-    with CancelOnDisconnect(receive, reply) as disconnect:
-        return await pipeline.run(inbound, caller, headers, reply)
-    assert disconnect.happened
-    return CLIENT_CLOSED
+    headers, scope = request.headers, SCOPES[protocol.surface]
+    caller = keys.authenticate(headers, scope) or await keys.look_up(headers, scope)
+    max_bytes = pipeline.snapshot.configuration.server.max_body_bytes
+    body = request.body(max_bytes)
+    if body is None:
+        body = await request.read(max_bytes)
+    forwarded: tuple[tuple[bytes, bytes], ...] = ()
+    if not _FORWARDED.isdisjoint(headers):
+        forwarded = tuple((name, headers[name]) for name in sorted(_FORWARDED) if name in headers)
+    return await pipeline.run(Inbound(protocol, protocol.parse(body), body, forwarded), caller, headers, reply)
 
 
 def protocol_of(path: str) -> ClientProtocol:

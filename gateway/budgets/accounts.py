@@ -40,20 +40,26 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class Accounts(NamedTuple):
-    """Of one request. `hard`: those whose budget must hold; `limited`: those with limits by the minute."""
+    """Of one request. `hard`: those whose budget must hold; `limited`: those with limits by the minute. Most requests
+    have none of them. `cost_center`, `organisation`: whom its rows name, with or without a budget."""
 
-    all: tuple[Account, ...]
-    hard: tuple[Account, ...]
-    limited: tuple[Account, ...]
+    all: tuple[Account, ...] = ()
+    hard: tuple[Account, ...] = ()
+    limited: tuple[Account, ...] = ()
+    cost_center: str | None = None
+    organisation: str | None = None
 
     @classmethod
-    def of(cls, found: Iterable[Account]) -> Accounts:
+    def of(
+        cls, found: Iterable[Account], *, cost_center: str | None = None, organisation: str | None = None
+    ) -> Accounts:
         accounts = tuple(found)
         hard = tuple(one for one in accounts if one.budget is not None and one.budget.hard)
-        return cls(accounts, hard, tuple(one for one in accounts if one.limits != NO_LIMIT))
+        limited = tuple(one for one in accounts if one.limits != NO_LIMIT)
+        return cls(accounts, hard, limited, cost_center, organisation)
 
 
-NO_ACCOUNTS = Accounts((), (), ())
+NO_ACCOUNTS = Accounts()
 
 
 class AccountBook:
@@ -74,7 +80,11 @@ class AccountBook:
             return known[1]
         if len(self._found) >= MAX_REMEMBERED:
             self._found.clear()
-        found = Accounts.of(accounts_of(configuration, caller, model))
+        found = Accounts.of(
+            accounts_of(configuration, caller, model),
+            cost_center=cost_center_of(configuration, caller),
+            organisation=organisation_of(configuration, caller),
+        )
         self._found[key] = caller, found
         return found
 

@@ -25,9 +25,7 @@ from gateway.budgets.money import units_of, usd_of
 from gateway.budgets.periods import Span, span_of
 from gateway.budgets.refusals import BudgetReserved, BudgetSpent, BudgetUnavailable
 from gateway.budgets.windows import Windows
-from gateway.config.model import Configuration
 from gateway.errors import GatewayError, UpstreamError
-from gateway.types import Caller
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
 """Sends a body to a path of the control plane, and returns the answer's. Raises GatewayError, UpstreamError, OSError
@@ -68,49 +66,63 @@ def _always() -> bool:
 
 
 class Reservation:
-    """What one attempt may spend. Ends once: by `settle`, or by `release` where nothing was sent.
+    """What one attempt may spend, where no hard budget pays for it. Ends once: by `settle`, or by `release` where
+    nothing was sent.
 
     `limit`: output tokens of each choice that the attempt must be sent as its limit; None: the request as it is.
     `max_cost`: USD that it may cost at most, for its row in the ledger; None: unpriced.
     """
 
-    __slots__ = ("_amount", "_book", "_bound", "_endpoint", "_lines", "is_open", "limit", "max_cost")
+    __slots__ = ("_book", "_bound", "_endpoint", "is_open", "limit", "max_cost")
 
-    def __init__(
-        self, book: BudgetBook, lines: tuple[Line, ...], amount: int, bound: Bound, endpoint: str, limit: int | None
-    ) -> None:
+    def __init__(self, book: BudgetBook, bound: Bound, endpoint: str, limit: int | None = None) -> None:
         self._book = book
-        self._lines = lines
-        self._amount = amount
         self._bound = bound
         self._endpoint = endpoint
         self.limit = limit
-        self.max_cost = bound.usd if limit is None or limit == bound.limit else _capped(bound, limit)
+        self.max_cost = bound.usd if limit is None else usd_of(bound.fixed + limit * bound.per_token)
         self.is_open = True
 
     def settle(self, cost: Decimal | None, *, is_reported: bool = True) -> None:
         """`cost`: as it is on the row that is in the spool by now; None: unknown, and all that was reserved stays
         spent. `is_reported`: the upstream itself said what was used. A second call does nothing."""
-        if not self.is_open:
-            return
-        self.is_open = False
-        if not self._lines and not is_reported:
-            return
-        units = self._amount if cost is None else units_of(cost)
-        if is_reported and cost is not None:
-            self._book.experience.learn(self._endpoint, self._bound, units)
-        if self._lines:
-            self._book._settle(self._lines, self._amount, units)
+        if self.is_open:
+            self.is_open = False
+            if is_reported and cost is not None:
+                self._book.experience.hear(self._endpoint, self._bound, cost)
 
     def release(self) -> None:
         """Nothing was sent, and nothing is on the ledger."""
+        self.is_open = False
+
+
+class _Held(Reservation):
+    """One that has money set aside, `amount` in each of the `lines`."""
+
+    __slots__ = ("_amount", "_lines")
+
+    def __init__(
+        self, book: BudgetBook, bound: Bound, endpoint: str, limit: int | None, lines: tuple[Line, ...], amount: int
+    ) -> None:
+        super().__init__(book, bound, endpoint, limit)
+        self._lines = lines
+        self._amount = amount
+
+    def settle(self, cost: Decimal | None, *, is_reported: bool = True) -> None:
         if self.is_open:
             self.is_open = False
-            if self._lines:
-                self._book._settle(self._lines, self._amount, 0)
+            units = self._amount if cost is None else units_of(cost)
+            if is_reported and cost is not None:
+                self._book.experience.learn(self._endpoint, self._bound, units)
+            self._book._settle(self._lines, self._amount, units)
+
+    def release(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._book._settle(self._lines, self._amount, 0)
 
     def __del__(self) -> None:
-        if self.is_open and self._lines:
+        if self.is_open:
             self._book.dropped += 1
             self._book._settle(self._lines, self._amount, self._amount)
             _log.error("a reservation for `%s` was dropped: its money stays spent", self._endpoint)
@@ -153,7 +165,8 @@ class BudgetBook:
         self.windows = Windows(call, workers=workers)
         self.dropped = 0
         """Reservations that nobody ended: always a mistake of ours."""
-        self._accounts = AccountBook()
+        self.accounts = AccountBook().of
+        """Whose budgets and limits a request falls under."""
         self._call = call
         self._current: dict[str, Line] = {}
         self._lines: dict[tuple[str, float], Line] = {}
@@ -164,20 +177,22 @@ class BudgetBook:
         self._wake = asyncio.Event()
         self._rng = Random()
 
-    def accounts(self, configuration: Configuration, caller: Caller, model: str) -> Accounts:
-        """Whose budgets and limits a request falls under. `model`: as it is asked for."""
-        return self._accounts.of(configuration, caller, model)
-
     def left(self, accounts: Accounts) -> Decimal | None:
         """USD that the tightest hard budget has left, as of some seconds ago, for planning; None: there is none."""
-        least: int | None = None
-        for account in accounts.hard:
-            known, line = self._left.get(account.id), self._current.get(account.id)
-            units = line.limit if line is not None else int((account.budget.usd if account.budget else 0) * 10**12)
-            if known is not None and (line is None or known.start == line.starts) and time() < _end_of(account, known):
-                units = known.units
-            least = units if least is None or units < least else least
-        return None if least is None else usd_of(max(0, least))
+        if not accounts.hard:
+            return None
+        return usd_of(max(0, min([self._left_of(account) for account in accounts.hard])))
+
+    def _left_of(self, account: Account) -> int:
+        known, line = self._left.get(account.id), self._current.get(account.id)
+        if line is None:
+            if known is not None and time() < _end_of(account, known):
+                return known.units
+            return int((account.budget.usd if account.budget else 0) * 10**12)
+        if known is None or known.start != line.starts:
+            return line.limit
+        ends = line.ends if line.budget is account.budget else _end_of(account, known)
+        return known.units if time() < ends else line.limit
 
     def try_reserve(self, accounts: Accounts, bound: Bound, endpoint: str) -> Reservation | None:
         """Out of what the worker holds, at once; None: that does not suffice, or others wait for it.
@@ -186,12 +201,12 @@ class BudgetBook:
         """
         hard = accounts.hard
         if not hard:
-            return Reservation(self, (), 0, bound, endpoint, None)
+            return Reservation(self, bound, endpoint)
         units = bound.units
         if not units:
             if units is None:
                 raise BudgetSpent(hard[0].id, is_unpriced=True)
-            return Reservation(self, (), 0, bound, endpoint, None)
+            return Reservation(self, bound, endpoint)
         lines = self._lines_of(hard)
         if self._waiters and any(account.id in self._waiting for account in hard):
             return None
@@ -298,7 +313,7 @@ class BudgetBook:
             line.used_at = now
             if line.granted - line.settled - line.reserved < line.low:
                 self._wake.set()
-        return Reservation(self, lines, amount, bound, endpoint, limit)
+        return _Held(self, bound, endpoint, limit, lines, amount)
 
     def _settle(self, lines: tuple[Line, ...], amount: int, cost: int) -> None:
         for line in lines:
@@ -471,10 +486,6 @@ class BudgetBook:
         if line.granted and now - line.asked_at > RENEW_SECONDS:
             return line.ask(now)
         return None
-
-
-def _capped(bound: Bound, limit: int) -> Decimal:
-    return usd_of(bound.fixed + limit * bound.per_token)
 
 
 def _end_of(account: Account, left: Left) -> float:

@@ -7,7 +7,10 @@ large bound may still pass a small one.
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from gateway.accounting.bounds import MOST_OUTPUT, Bound
+from gateway.budgets.money import units_of, usd_of
 
 UNPROVEN = 4
 """Times the bound that is reserved before anything was settled."""
@@ -20,17 +23,18 @@ _MAX_KNOWN = 10_000
 
 
 class _Class:
-    """Of one endpoint and one doubling of bounds. `ratio`: in millionths, at least one."""
+    """Of one endpoint and one doubling of bounds. `ratio`: in millionths, at least one. `largest_usd`: `largest`."""
 
-    __slots__ = ("largest", "ratio")
+    __slots__ = ("largest", "largest_usd", "ratio")
 
     def __init__(self) -> None:
         self.ratio = _SCALE
         self.largest = 0
+        self.largest_usd = Decimal(0)
 
 
 class Experience:
-    """One for each worker. All money in `UNITS`."""
+    """One for each worker. Money in `UNITS` where nothing else is said."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], _Class] = {}
@@ -70,6 +74,14 @@ class Experience:
         pays = amount if known is None else amount * _SCALE // known.ratio
         return min(bound.limit, max(1, (pays - bound.fixed) // bound.per_token))
 
+    def hear(self, endpoint: str, bound: Bound, usd: Decimal) -> None:
+        """As `learn`, of an attempt that no hard budget pays for. Most cost no more than the dearest one, which was
+        within its bound: that is nothing new."""
+        if units := bound.units:
+            known = self._known.get((endpoint, units.bit_length()))
+            if known is None or usd > known.largest_usd or known.largest > units:
+                self.learn(endpoint, bound, units_of(usd))
+
     def learn(self, endpoint: str, bound: Bound, cost: int) -> None:
         """`cost`: as the upstream reported it."""
         units = bound.units or 0
@@ -84,5 +96,5 @@ class Experience:
         if cost > units:
             known.ratio = max(known.ratio, -(-cost * _SCALE // units))
         if cost > known.largest:
-            known.largest = cost
+            known.largest, known.largest_usd = cost, usd_of(cost)
             self._largest[endpoint] = max(cost, self._largest.get(endpoint, 0))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Context, Decimal
+from decimal import Context, Decimal
+from math import ceil
 
 _EXACT = Context(prec=100)
-_UP = Context(prec=100, rounding=ROUND_CEILING)
+_UNITS = Decimal(10**12)
 
 
 def units_of(usd: Decimal) -> int:
     """Rounded up: what is spent is never taken for less."""
-    return int(_UP.scaleb(usd, 12).to_integral_value(ROUND_CEILING))
+    return ceil(_EXACT.multiply(usd, _UNITS))
 
 
 def usd_of(units: int) -> Decimal:

@@ -99,7 +99,7 @@ class Admitted:
 
     def headers(self) -> Headers:
         """`x-ratelimit-...` of the tightest limits, as OpenAI names them."""
-        return limit_headers(self._panes, time())
+        return limit_headers(self._panes, time()) if self._panes else []
 
 
 NOT_LIMITED = Admitted((), 0, 0)
@@ -262,21 +262,26 @@ class Windows:
 
 def limit_headers(panes: Sequence[_Pane], now: float) -> Headers:
     """Of the account that has least left, for requests and for tokens. What other workers hold is not counted in."""
+    requests: tuple[int, int] | None = None  # what is left, and of how many
+    tokens: tuple[int, int] | None = None
+    for pane in panes:
+        limits = pane.account.limits
+        if (most := limits.requests) is not None:
+            left = max(0, pane.requests - pane.used_requests + pane.requests_left)
+            if requests is None or left < requests[0]:
+                requests = left, most
+        if (most := limits.tokens) is not None:
+            left = max(0, pane.tokens - pane.used_tokens + pane.tokens_left)
+            if tokens is None or left < tokens[0]:
+                tokens = left, most
     reset = b"%ds" % max(1, math.ceil(MINUTE - now % MINUTE))
     headers: Headers = []
-    for what in ("requests", "tokens"):
-        least: tuple[int, int] | None = None
-        for pane in panes:
-            limit = getattr(pane.account.limits, what)
-            if limit is not None:
-                held = getattr(pane, what) - getattr(pane, f"used_{what}")
-                left = max(0, held + getattr(pane, f"{what}_left"))
-                least = (left, limit) if least is None or left < least[0] else least
-        if least is not None:
-            name = what.encode()
-            headers += [
-                (b"x-ratelimit-limit-" + name, b"%d" % least[1]),
-                (b"x-ratelimit-remaining-" + name, b"%d" % min(least)),
-                (b"x-ratelimit-reset-" + name, reset),
-            ]
+    if requests is not None:
+        headers.append((b"x-ratelimit-limit-requests", b"%d" % requests[1]))
+        headers.append((b"x-ratelimit-remaining-requests", b"%d" % min(requests)))
+        headers.append((b"x-ratelimit-reset-requests", reset))
+    if tokens is not None:
+        headers.append((b"x-ratelimit-limit-tokens", b"%d" % tokens[1]))
+        headers.append((b"x-ratelimit-remaining-tokens", b"%d" % min(tokens)))
+        headers.append((b"x-ratelimit-reset-tokens", reset))
     return headers

@@ -1,4 +1,4 @@
-"""`hatchway bench engine`: benchmarks; a table, and one JSON object as the last line."""
+"""`hatchway bench engine | gateway | soak`: benchmarks; a table, and one JSON object as the last line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli.bench_gateway import bench_gateway
+from gateway.cli.bench_soak import bench_soak
 from gateway.cli.engine import Kernels, KVType, Quant, require_engine
 from gateway.config.settings import load_settings
 from gateway.model_store import BUNDLED, ModelStore
@@ -30,6 +32,10 @@ app = typer.Typer(help="Benchmarks: a table, and one JSON object as the last lin
 @app.callback()
 def bench() -> None:
     """Benchmarks: a table, and one JSON object as the last line."""
+
+
+app.command("gateway")(bench_gateway)
+app.command("soak")(bench_soak)
 
 
 @app.command("engine")

@@ -22,8 +22,8 @@ def up(
     engine: Annotated[bool, typer.Option("--engine/--no-engine", help="Start the local engine.")] = True,
 ) -> None:
     """Start the gateway in the foreground. SIGTERM or Ctrl-C ends it once open streams have finished."""
-    set_up_log("hatchway")
     settings = load_settings(config=config)
+    set_up_log("hatchway", log_format=settings.log_format)
     with ProgressBar(of_bytes=True) as progress:
         supervisor = Supervisor(settings, Options(host, port, workers, engine), show, progress)
         asyncio.run(supervisor.run())

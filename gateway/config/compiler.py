@@ -20,6 +20,7 @@ from gateway.config.prices import compile_prices
 from gateway.config.providers import compile_provider, compile_rows
 from gateway.config.routes import compile_routes
 from gateway.config.section import Report, Section, shown
+from gateway.config.telemetry import compile_telemetry
 from gateway.errors import ConfigError
 
 CLASSIFIERS = ("trained", "examples")
@@ -64,6 +65,7 @@ def compile_configuration(document: Document, environ: Mapping[str, str]) -> Con
         classifier=_classifier(top.section("classifier", KEYS["classifier"])),
         learning=_learning(top.section("learning", KEYS["learning"])),
         ledger=compile_ledger(top),
+        telemetry=compile_telemetry(top, environ),
         decisions=_decisions(top.section("decisions", KEYS["decisions"])),
     )
     check_constraints(report, configuration)
@@ -84,7 +86,9 @@ def _check_variables(report: Report) -> None:
 
     def walk(path: tuple[str | int, ...], value: Any) -> None:
         if isinstance(value, str) and "${" in value:
-            hint = "write the value itself; variables are replaced in `providers`, `oidc` and `alerts` only"
+            hint = (
+                "write the value itself; variables are replaced in `providers`, `oidc`, `alerts` and `telemetry` only"
+            )
             report.add(path, f"{shown(path)} holds a variable", hint)
         elif isinstance(value, dict):
             for key, item in value.items():
@@ -94,7 +98,7 @@ def _check_variables(report: Report) -> None:
                 walk((*path, index), item)
 
     for key, value in report.document.data.items():
-        if key not in {"providers", "domains", "oidc", "alerts"}:
+        if key not in {"providers", "domains", "oidc", "alerts", "telemetry"}:
             walk((key,), value)
 
 

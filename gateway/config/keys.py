@@ -38,6 +38,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
         "learning",
         "decisions",
         "ledger",
+        "telemetry",
         "server",
         "adapters",
         "oidc",
@@ -57,6 +58,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
         "headers",
         "dialect",
         "engine",
+        "propagate",
     ),
     "engine": (
         "quant",
@@ -211,6 +213,9 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "learning": ("enabled", "half_life", "max_age", "max_drift"),
     "decisions": ("keep",),
     "ledger": ("on_full", "max_size", "sync"),
+    "telemetry": ("endpoint", "headers", "ca_file", "service", "resource", "traces", "metrics", "access_log"),
+    "telemetry_traces": ("sample", "per_second", "errors", "slower_than", "content"),
+    "telemetry_metrics": ("every",),
     "server": ("max_body_bytes", "max_in_flight", "max_waiting", "max_wait"),
 }
 """By the mapping they stand in. The reference documents each."""

@@ -10,7 +10,9 @@ from typing import Literal, get_args
 
 import msgspec
 
+from gateway.config.export import NO_TELEMETRY, TRACEPARENT, Telemetry
 from gateway.config.rows import Dialect, Row
+from gateway.config.secret import Secret as Secret
 from gateway.config.sheets import PriceSheet
 from gateway.types import NO_LIMIT, Budget, Capability, Complexity, Freshness, RateLimit, Rates, Role, WireName
 
@@ -21,27 +23,6 @@ AS_ASKED = "*"
 
 FRESHNESS: Mapping[str, int] = MappingProxyType({tier: rank for rank, tier in enumerate(get_args(Freshness))})
 """Each tier's rank; a fresher one has a higher rank."""
-
-
-class Secret:
-    """A value that never shows itself: not in `repr`, `str`, logs or JSON. `reveal()` is the only way out."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
 
 
 class AwsKeys(msgspec.Struct, frozen=True):
@@ -86,6 +67,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineOptions = EngineOptions()  # `local`: how its engine runs
     ca_file: str | None = None  # PEM file of the authority that signed the upstream's certificate
     headers: Mapping[str, Secret] = {}  # sent with every request; may hold secrets
+    propagate: frozenset[str] = TRACEPARENT  # the headers of a trace that it is shown
     missing: str | None = None
 
     def secrets(self) -> list[Secret]:
@@ -493,4 +475,5 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     prices: PriceSettings = PriceSettings()
     markup: Decimal = Decimal(0)
     ledger: LedgerSettings = LedgerSettings()
+    telemetry: Telemetry = NO_TELEMETRY
     oidc: Oidc | None = None

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from gateway.config.document import quoted
 from gateway.config.engine import compile_engine
+from gateway.config.export import PROPAGATED, TRACEPARENT
 from gateway.config.model import AwsKeys, Provider, Secret
 from gateway.config.row_book import find_row, make_row, shipped_rows
 from gateway.config.rows import Dialect, Row
@@ -73,6 +74,7 @@ def compile_provider(id: str, section: Section, environ: Mapping[str, str], rows
     if "engine" in section and adapter not in (None, LOCAL):
         hint = "leave it out: the gateway starts an engine for providers of adapter `local` only"
         section.add("engine", f"{section.name('engine')} has no meaning here", hint)
+    propagate = section.choices("propagate", PROPAGATED, "header of a trace", single=True, empty=True)
     if ca_file is not None and not Path(ca_file).is_file():
         hint = "give the path of a PEM file; a relative one starts at the working directory"
         section.add("ca_file", f"{section.name('ca_file')} does not exist", hint)
@@ -92,6 +94,7 @@ def compile_provider(id: str, section: Section, environ: Mapping[str, str], rows
         engine=engine,
         ca_file=ca_file,
         headers={**{name.lower(): Secret(value) for name, value in row.headers.items()}, **headers},
+        propagate=TRACEPARENT if propagate is None else frozenset(propagate),
         missing=values.missing,
     )
 

@@ -31,7 +31,8 @@ class Settings:
     """Where things are. `database_url` None: embedded PostgreSQL. `admin_key` None: one is generated.
 
     `secret_key`: keys for stored secrets, as `gateway.secrets` reads them; None: those of the key file. `signing_key`:
-    what signs closed months, as `gateway.signing` reads it; None: the key of `signing_key_file`.
+    what signs closed months, as `gateway.signing` reads it; None: the key of `signing_key_file`. `log_format`: of the
+    processes' lines on standard error.
     """
 
     config_path: Path
@@ -40,6 +41,7 @@ class Settings:
     admin_key: Secret | None = None
     secret_key: Secret | None = None
     signing_key: Secret | None = None
+    log_format: Literal["text", "json"] = "text"
 
     @property
     def database_dir(self) -> Path:
@@ -117,6 +119,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, config: Path | No
         admin_key=secret("HATCHWAY_ADMIN_KEY"),
         secret_key=secret(KEY_VARIABLE),
         signing_key=secret("HATCHWAY_SIGNING_KEY"),
+        log_format="json" if environ.get("HATCHWAY_LOG", "").strip().lower() == "json" else "text",
     )
 
 

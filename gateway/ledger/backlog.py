@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.ledger.record import HEADER, MAX_LINE, BadRecord, read_line
+from gateway.ledger.record import HEADER, MAX_LINE, BadRecord, read_event, read_line
 from gateway.ledger.segment import is_held, saved_of, segments_by_process
 
 
@@ -24,12 +24,13 @@ class Backlog(NamedTuple):
     dead: int  # processes that left something behind
 
 
-class _Times(msgspec.Struct):
-    at: datetime | None = None  # of a decision
-    started_at: datetime | None = None  # of an event
+class _Timed(msgspec.Struct):
+    """What of a decision or a prompt tells when it was made."""
+
+    at: datetime
 
 
-_decode = msgspec.json.Decoder(_Times).decode
+_decode = msgspec.json.Decoder(_Timed).decode
 
 
 def measure(directory: Path, read: Mapping[Path, int] | None = None, now: datetime | None = None) -> Backlog:
@@ -68,9 +69,9 @@ def _time_at(path: Path, offset: int) -> datetime:
     with open(path, "rb") as file:
         file.seek(offset)
         try:
-            times = _decode(read_line(file.readline(MAX_LINE)).json)
-            at = times.started_at or times.at
-            if at is not None and at.tzinfo is not None:
+            line = read_line(file.readline(MAX_LINE))
+            at = read_event(line.json).started_at if line.kind in ("S", "E") else _decode(line.json).at
+            if at.tzinfo is not None:
                 return at
         except (BadRecord, msgspec.DecodeError, UnicodeDecodeError):
             pass

@@ -5,10 +5,10 @@ crash has it shipped twice or because of what it holds, the batch goes by way of
 there with `ON CONFLICT DO NOTHING`. Each way is one transaction: shipping a row twice leaves one.
 
 COPY speaks text, not binary: PostgreSQL then reads each value with the column's own type, so decimals, timestamps and
-JSON arrive as they were written, and a row cannot be misread when a column's type is widened by a migration. The text
-is CSV with backslashes for escapes, because an array of JSON without its brackets is almost a line of that, and the
-JSON encoder is several times as fast as the driver at writing one. A row is kept as such a line: an event of thirty
-objects costs more to keep for the length of a batch than to make.
+JSON arrive as they were written, and a row cannot be misread when a column's type is widened by a migration. Of its two
+texts each table has the one that its records nearly are: an array of JSON without its brackets is a line of CSV with
+backslashes for escapes (CSV), and a document of JSON without a backslash is a value between tabs (TABBED). A row is
+kept as such a line: an event of thirty objects costs more to keep for the length of a batch than to make.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import psycopg
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -30,9 +29,12 @@ _PREPARE = """
     SET LOCAL TimeZone = 'UTC'
 """
 
-_encode = msgspec.json.Encoder().encode
+CSV = r"FORMAT csv, ESCAPE '\', NULL 'null', ENCODING 'UTF8'"
+TABBED = "FORMAT text, ENCODING 'UTF8'"
+
 _CONTROLS = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 _ESCAPE = re.compile(rb"\\(?:u00([0-9a-f]{2})|(.))")
+_TABBED_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
 # SQLSTATE classes that speak of the row and not of the server: data, integrity, check option, a limit that the row
 # passes (an index entry that is too long), an error raised by a trigger.
@@ -40,7 +42,7 @@ _ROW_CLASSES = ("22", "23", "44", "54", "P0")
 
 
 class Row(NamedTuple):
-    csv: bytes  # one line, as PostgreSQL is to read it
+    values: bytes  # one line, as PostgreSQL is to read it
     line: bytes  # the record in the spool
     path: Path  # and where it stands
     offset: int
@@ -66,25 +68,27 @@ class _Merged(NamedTuple):
 
 
 class Table:
-    """Where a batch goes. `key`: the column by which a row is known. `compared`: columns in which a row that is there
-    already has to be the same. `mend`: makes another line of a record that was refused, without what may be at fault;
-    None: there is nothing to leave out."""
+    """Where a batch goes. `key`: the column by which a row is known. `text`: how its rows are written, CSV or TABBED.
+    `compared`: columns in which a row that is there already has to be the same. `mend`: makes another line of a record
+    that was refused, without what may be at fault, and raises `ValueError` where it cannot; None: there is nothing to
+    leave out."""
 
     def __init__(
         self,
         name: str,
         columns: Sequence[str],
         key: str,
+        text: str,
         *,
         compared: Sequence[str] = (),
         mend: Callable[[bytes], bytes] | None = None,
     ) -> None:
         names = ", ".join(columns)
-        csv = rf"({names}) FROM STDIN (FORMAT csv, ESCAPE '\', NULL 'null', ENCODING 'UTF8')"
+        source = f"({names}) FROM STDIN ({text})"
         batch = f"{name}_batch"
         self._mend = mend
-        self._copy = f"COPY {name} {csv}".encode()
-        self._copy_batch = f"COPY pg_temp.{batch} {csv}".encode()
+        self._copy = f"COPY {name} {source}".encode()
+        self._copy_batch = f"COPY pg_temp.{batch} {source}".encode()
         self._create = (
             f"CREATE TEMPORARY TABLE IF NOT EXISTS {batch} (LIKE {name}, batch_position bigserial)"
             " ON COMMIT DELETE ROWS"
@@ -108,7 +112,7 @@ class Table:
         Raises: `psycopg.Error` for everything that is not about one row; the transaction is then rolled back, but
         halves inserted before it stay, and are skipped the next time.
         """
-        lines = [row.csv for row in rows]
+        lines = [row.values for row in rows]
         try:
             return Inserted(self._append(connection, lines), [])
         except psycopg.Error as error:
@@ -140,6 +144,8 @@ class Table:
             return None
         try:
             return self._merge(connection, [self._mend(row.line)]).rows
+        except ValueError:
+            return None
         except psycopg.Error as error:
             if not _is_about_row(error):
                 raise
@@ -167,18 +173,27 @@ class Table:
             return _Merged(count, cursor.execute(self._others).fetchall())
 
 
-def csv_values(values: Sequence[object]) -> bytes:
-    """Plain values as a part of a CSV line. Of the escapes of JSON, CSV has those for backslash and quote; all others
-    that the encoder writes stand for control characters, which CSV takes as they are."""
-    plain = _encode(values)[1:-1]
+def csv_values(array: bytes) -> bytes:
+    """Plain values, an array of JSON, as a part of a CSV line. Of the escapes of JSON, CSV has those for backslash and
+    quote; all others that the encoder writes stand for control characters, which CSV takes as they are."""
+    plain = array[1:-1]
     return _ESCAPE.sub(_unescape, plain) if b"\\" in plain else plain
 
 
-def csv_json(json: bytes | msgspec.Raw | None) -> bytes:
-    """JSON as one value of a CSV line."""
-    if json is None:
-        return b"null"
-    return b'"%b"' % bytes(json).replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+def csv_json(json: bytes) -> bytes:
+    """JSON as one value of a CSV line; its `null` is SQL's."""
+    if json == b"null":
+        return json
+    return b'"%b"' % json.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+
+
+def tabbed(texts: Sequence[str | None], json: bytes, source: bytes) -> bytes:
+    """A TABBED line: `texts`, and a document. `source`: the JSON that all of it is from, which tells at once that
+    nothing of it has to be escaped, as is usual: what has to be is escaped in JSON, too."""
+    if b"\\" in source or b"\t" in source or b"\r" in source:
+        texts = [None if text is None else text.translate(_TABBED_ESCAPES) for text in texts]
+        json = json.replace(b"\\", b"\\\\").replace(b"\t", b" ").replace(b"\r", b" ")  # both only between tokens
+    return b"%b\t%b\n" % ("\t".join([r"\N" if text is None else text for text in texts]).encode(), json)
 
 
 def _unescape(escape: re.Match[bytes]) -> bytes:

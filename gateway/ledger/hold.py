@@ -22,6 +22,7 @@ class Hold:
 
     def __init__(self, *, most: int = MAX_HELD, most_bytes: int = MAX_HELD_BYTES) -> None:
         self.overflowed = 0
+        self.is_empty = True  # asked before every write
         self._most = most
         self._most_bytes = most_bytes
         self._size = 0
@@ -43,7 +44,9 @@ class Hold:
             return False
         self._records[key] = record
         self._size = grown
+        self.is_empty = False
         return True
 
     def remove(self, key: str) -> None:
         self._size -= len(self._records.pop(key).json)
+        self.is_empty = not self._records

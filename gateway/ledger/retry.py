@@ -10,13 +10,13 @@ from typing import NamedTuple
 from gateway.ledger.batch import Connection, Row, Table
 from gateway.ledger.record import BadRecord, Kind, read_event, read_line
 from gateway.ledger.rejects import Reject, locked, read_rejects, replace_rejects
-from gateway.ledger.rows import DECISIONS, EVENTS, PROMPTS, decision_csv, event_csv, prompt_csv
+from gateway.ledger.rows import DECISIONS, EVENTS, PROMPTS, decision_values, end_values, event_values, prompt_values
 
 _TABLES: dict[Kind, tuple[Table, Callable[[bytes], bytes]]] = {
-    "S": (EVENTS, lambda json: event_csv(read_event(json))),
-    "E": (EVENTS, lambda json: event_csv(read_event(json))),
-    "D": (DECISIONS, decision_csv),
-    "P": (PROMPTS, prompt_csv),
+    "S": (EVENTS, lambda json: event_values(read_event(json))),
+    "E": (EVENTS, end_values),
+    "D": (DECISIONS, decision_values),
+    "P": (PROMPTS, prompt_values),
 }
 
 
@@ -68,8 +68,8 @@ def _insert(connection: Connection, entry: Reject, misplaced: bool) -> int | Non
         kind, json, _ = read_line(line)
         if kind not in _TABLES:
             return None
-        table, csv = _TABLES[kind]
-        row = Row(csv(json), line, Path(entry.segment), entry.offset, is_start=kind == "S")
+        table, values = _TABLES[kind]
+        row = Row(values(json), line, Path(entry.segment), entry.offset, is_start=kind == "S")
     except BadRecord:
         return None
     inserted = table.insert(connection, [row])

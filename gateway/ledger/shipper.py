@@ -24,6 +24,7 @@ from gateway.ledger.record import (
     FIRST_HEADER,
     HEADER,
     MAX_LINE,
+    OLD_HEADERS,
     BadRecord,
     Line,
     read_end,
@@ -32,15 +33,18 @@ from gateway.ledger.record import (
     read_line,
 )
 from gateway.ledger.rejects import Reject, reject, write_rejects
-from gateway.ledger.rows import DECISIONS, EVENTS, PROMPTS, decision_csv, event_csv, prompt_csv
+from gateway.ledger.rows import DECISIONS, EVENTS, PROMPTS, decision_values, end_values, event_values, prompt_values
 from gateway.ledger.segment import Saved, Segment
 from gateway.ledger.sequence import Finding, Sequence
 
 LOCK_FILE = "shipper.lock"
 BATCH_ROWS = 2000
 BATCH_BYTES = 8 * 1024 * 1024
+READ_BYTES = 256 * 1024
+"""Read from a file at once."""
 
 _FORMAT = HEADER.split()[0] + b" "
+_HEADERS = (HEADER, *OLD_HEADERS)
 _log = logging.getLogger(__name__)
 
 
@@ -74,12 +78,13 @@ class _Progress:
     sequence: Sequence
     is_numbered: bool = False
     knows_end: bool = True  # its last line was read by this shipper, or will be
-    unsettled: dict[str, Saved] = field(default_factory=dict)  # event id -> where its `S` stands, in the order written
+    # event id -> where its `S` stands: offset and number, in the order written
+    unsettled: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
     @property
     def confirmed(self) -> Saved:
         """Where reading has to begin after a restart: no `S` whose `E` has not been seen may be skipped."""
-        return next(iter(self.unsettled.values()), Saved(self.read, self.sequence.expected))
+        return Saved(*next(iter(self.unsettled.values()), (self.read, self.sequence.expected)))
 
 
 @dataclass
@@ -131,9 +136,9 @@ class Shipper:
         self._lock = -1
         self._turn = Lock()
         self._progress: dict[Path, _Progress] = {}
-        self._origins: dict[str, _Progress] = {}  # event id -> the segment with its `S`
         self._foreign: set[Path] = set()  # of another format version, reported once
         self._is_swept = False
+        self._listed_at = -1  # when the directory had last changed, by its own clock, before it was listed
 
     def ship_once(self) -> Shipped:
         """Ships everything that is in the spool now. Blocking.
@@ -164,6 +169,17 @@ class Shipper:
             if segment.path not in self._foreign
         )
 
+    @property
+    def has_news(self) -> bool:
+        """Whether anything was written since the last round, or a segment came or went, by the files alone; quicker to
+        tell than to ship nothing. What a dead worker left behind is no news. Any thread."""
+        try:
+            if self._directory.stat().st_mtime_ns != self._listed_at:
+                return True
+            return any(path.stat().st_size > progress.read for path, progress in list(self._progress.items()))
+        except OSError:
+            return True
+
     def backlog(self) -> Backlog:
         """What waits in the spool, and how long, without asking PostgreSQL. Any thread. Raises: `OSError`."""
         return measure(self._directory, {path: progress.read for path, progress in list(self._progress.items())})
@@ -188,6 +204,7 @@ class Shipper:
         if not self._is_swept:
             segments.sweep(self._directory)
             self._is_swept = True
+        self._listed_at = self._directory.stat().st_mtime_ns
         dead = self._dead_processes()
         # Listed after the check: whatever a dead worker wrote is complete here.
         listed = segments.segments_by_process(self._directory)
@@ -225,38 +242,48 @@ class Shipper:
         progress = self._progress.get(path)
         if progress is not None and progress.read >= end:
             return
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=READ_BYTES) as file:
             if progress is None:
                 progress = self._begin(current, segment, file)
                 if progress is None:
                     return
                 self._progress[path] = progress
-            file.seek(progress.read)
+            start = file.seek(progress.read)
             while progress.read < end:
                 line = file.readline(MAX_LINE)
-                if not line.endswith(b"\n") and len(line) < MAX_LINE and not is_final:
+                size = len(line)
+                if not line.endswith(b"\n") and size < MAX_LINE and not is_final:
                     break  # being written
-                self._take(current, progress, line, is_last=is_final and progress.read + len(line) >= end)
-                progress.read += len(line)
-                current.done["bytes"] += len(line)
-                self._flush_if_full(current)
+                try:
+                    waiting = self._take(current, progress, line)
+                except BadRecord as error:
+                    is_last = is_final and progress.read + size >= end
+                    current.done["torn" if is_last else "rejected"] += 1
+                    reason = f"torn tail: {error}" if is_last else str(error)
+                    current.add_reject(path, progress.read, reason, line)
+                    waiting = len(current.rejects)
+                progress.read += size
+                if waiting >= self._batch_rows or current.size >= self._batch_bytes:
+                    self._flush(current)
+            current.done["bytes"] += progress.read - start
 
     def _begin(self, current: _Round, segment: Segment, file: BinaryIO) -> _Progress | None:
         """Finds out where to go on. None: a file of another version of the format, which is left for who can read it.
         A header that is no header at all was damaged; the checksums tell which records were not."""
         head = file.readline(len(HEADER))
-        if head.startswith(_FORMAT) and head not in (HEADER, FIRST_HEADER):
+        if head.startswith(_FORMAT) and head not in _HEADERS:
             self._foreign.add(segment.path)
             _log.error("`%s` is of another format version and stays where it is", segment.path.name)
             return None
+        is_numbered = head in _HEADERS and head != FIRST_HEADER
         saved = segments.saved_of(segment.path)
         if saved.offset:
             sequence = Sequence(saved.number)
             knows_end = saved.offset < _size(segment.path)
-            return _Progress(segment, saved.offset, saved, sequence, head == HEADER, knows_end)
-        start = len(head) if head in (HEADER, FIRST_HEADER) else 0
+            return _Progress(segment, saved.offset, saved, sequence, is_numbered, knows_end)
+        start = len(head) if head in _HEADERS else 0
         expected = None if head == FIRST_HEADER else self._first_number(current, segment)
-        return _Progress(segment, start, saved, Sequence(expected), head == HEADER)
+        return _Progress(segment, start, saved, Sequence(expected), is_numbered)
 
     def _first_number(self, current: _Round, segment: Segment) -> int | None:
         """The number with which a segment that is read from its start has to begin. None: nobody can tell."""
@@ -287,41 +314,38 @@ class Shipper:
     def _add_missing(self, current: _Round, segment: Segment, reason: str) -> None:
         current.add_finding(segment.path, 0, Finding(reason), b"")
 
-    def _take(self, current: _Round, progress: _Progress, line: bytes, *, is_last: bool) -> None:
-        path, offset = progress.segment.path, progress.read
-        try:
-            read = read_line(line)
-            if not self._is_in_place(current, progress, read, line):
-                return
-            kind, json, number = read
-            if kind == "S":
-                event_id = read_event_id(json)
-                progress.unsettled[event_id] = Saved(offset, number)
-                self._origins[event_id] = progress
-                return
-            if kind in ("D", "P"):
-                if kind == "D":
-                    current.decisions.append(Row(decision_csv(json), line, path, offset))
-                else:
-                    current.prompts.append(Row(prompt_csv(json), line, path, offset))
-                current.size += len(line)
-                return
-            if kind == "Z":
-                return
-            event = read_event(json)
-        except BadRecord as error:
-            if is_last:
-                current.done["torn"] += 1
-                current.add_reject(path, offset, f"torn tail: {error}", line)
-            else:
-                current.done["rejected"] += 1
-                current.add_reject(path, offset, str(error), line)
-            return
-        origin = self._origins.pop(event.event_id, None)
-        if origin is not None:
-            origin.unsettled.pop(event.event_id, None)
-        current.rows.append(Row(event_csv(event), line, path, offset))
+    def _take(self, current: _Round, progress: _Progress, line: bytes) -> int:
+        """Takes one line, the next of its segment; returns how many of its kind are waiting to be written. Called for
+        each line there is, so what is usual is told first. Raises `BadRecord`."""
+        read = read_line(line)
+        kind, json, number = read
+        sequence = progress.sequence
+        if number == sequence.expected and number is not None and sequence.end is None and kind != "Z":
+            sequence.expected = number + 1
+        elif not self._is_in_place(current, progress, read, line):
+            return len(current.rejects)
+        if kind == "S":
+            progress.unsettled[read_event_id(json)] = (progress.read, number)
+            return 0
+        if kind == "E":
+            rows, values = current.rows, end_values(json)
+            self._pair(progress, read_event_id(json))
+        elif kind == "D":
+            rows, values = current.decisions, decision_values(json)
+        elif kind == "P":
+            rows, values = current.prompts, prompt_values(json)
+        else:
+            return 0
+        rows.append(Row(values, line, progress.segment.path, progress.read))
         current.size += len(line)
+        return len(rows)
+
+    def _pair(self, progress: _Progress, event_id: str) -> None:
+        """Forgets the `S` of an attempt that is settled. It may stand in an earlier segment than its `E`."""
+        if progress.unsettled.pop(event_id, None) is None:
+            for earlier in self._progress.values():
+                if earlier.unsettled.pop(event_id, None) is not None:
+                    return
 
     def _is_in_place(self, current: _Round, progress: _Progress, read: Line, line: bytes) -> bool:
         """Whether the line is to be taken; what is wrong with its place is reported. Raises `BadRecord`."""
@@ -350,10 +374,9 @@ class Shipper:
                     file.seek(offset)
                     line = file.readline(MAX_LINE)
                     del progress.unsettled[event_id]
-                    self._origins.pop(event_id, None)
                     try:
                         event = read_event(read_line(line).json)
-                        current.rows.append(Row(event_csv(event), line, segment.path, offset, is_start=True))
+                        current.rows.append(Row(event_values(event), line, segment.path, offset, is_start=True))
                         current.done["lost"] += 1
                     except BadRecord as error:
                         current.done["rejected"] += 1
@@ -432,8 +455,8 @@ class Shipper:
 
     def _reset(self) -> None:
         """Forgets what is only in memory: the saved offsets are the truth after a failure."""
+        self._listed_at = -1
         self._progress.clear()
-        self._origins.clear()
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(psycopg.Error):

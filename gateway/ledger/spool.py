@@ -8,7 +8,6 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +17,8 @@ from typing import NamedTuple
 
 from gateway.config.model import LedgerSettings
 from gateway.ledger.hold import Hold, Record
-from gateway.ledger.record import HEADER, MAX_RECORD, WORKER_LOST, Kind, write_end, write_event, write_line
+from gateway.ledger.record import HEADER, Kind, write_end, write_lines
 from gateway.ledger.segment import process_segments, saved_of, total_size
-from gateway.types import UsageEvent
 
 SEGMENT_BYTES = 32 * 1024 * 1024
 LEAST_SEGMENT_BYTES = 64 * 1024
@@ -35,6 +33,7 @@ SYNC_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
 _WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_Records = tuple[tuple[Kind, bytes], ...]
 
 
 class SpoolError(Exception):
@@ -124,47 +123,46 @@ class Spool:
     def state(self) -> SpoolState:
         return SpoolState(self._is_full, len(self._held), self._held.overflowed)
 
-    def begin(self, event: UsageEvent, decision: bytes | None = None) -> None:
+    def begin(self, event_id: str, start: bytes, decision: bytes | None = None) -> None:
         """Writes `S`, before the upstream is called: the row that holds if this worker dies before `settle`.
 
-        `event` says so itself: status `error`, error_type `worker_lost`, usage_source `none`. `decision`: that of the
-        request, with its first attempt; it is written before it, by the same write.
-        Raises: `SpoolError`, with `on_full: refuse` only or when the spool is closed; `ValueError` for an event that
-        would report something else.
+        `start`: its JSON (`record.begun_json`). `decision`: that of the request, with its first attempt; it is written
+        before it, by the same write.
+        Raises: `SpoolError`, with `on_full: refuse` only or when the spool is closed; `ValueError` for a decision over
+        MAX_RECORD.
         """
-        if event.error_type != WORKER_LOST:
-            raise ValueError(f"an event that begins has error_type `{WORKER_LOST}`, not `{event.error_type}`")
-        start = Record("S", write_event(event))
-        records = [start] if decision is None else [_bounded("D", decision), start]
         try:
-            self._append(records, kept_free=self._kept_free)
+            if decision is None:
+                self._append((("S", start),), self._kept_free)
+            else:
+                self._append((("D", decision), ("S", start)), self._kept_free)
         except SpoolError:
             if self._settings.on_full == "refuse" or self._fd < 0:
                 raise
             if decision is not None:
-                self._held.add(f"D {event.event_id}", records[0])
-            self._hold(event.event_id, start)
+                self._held.add(f"D {event_id}", Record("D", decision))
+            self._hold(event_id, Record("S", start))
 
-    def settle(self, event: UsageEvent) -> None:
-        """Writes `E`, the row as it is to stand, before the response's last byte leaves. While the disk refuses it, it
-        is held in memory.
+    def settle(self, event_id: str, end: bytes) -> None:
+        """Writes `E`, the row as it is to stand, before the response's last byte leaves; `end`: its JSON
+        (`record.settled_json`). While the disk refuses it, it is held in memory.
 
         Raises: `SpoolError` when there is no room in memory either, or the spool is closed.
         """
-        end = Record("E", write_event(event))
         try:
-            self._append([end])
+            self._append((("E", end),))
         except SpoolError:
-            if self._fd < 0 or not self._hold(event.event_id, end):
+            if self._fd < 0 or not self._hold(event_id, Record("E", end)):
                 raise
 
     def decide(self, decision: bytes) -> None:
-        """Writes `D` alone: the decision of a request that no attempt follows. Raises: `SpoolError`."""
-        self._append([_bounded("D", decision)], kept_free=self._kept_free)
+        """Writes `D` alone: the decision of a request that no attempt follows. Raises: `SpoolError`, `ValueError` when
+        it is over MAX_RECORD."""
+        self._append((("D", decision),), self._kept_free)
 
     def keep(self, prompt: bytes) -> None:
         """Writes `P`: what was asked and answered. Raises: `SpoolError`, `ValueError` when it is over MAX_RECORD."""
-        self._append([_bounded("P", prompt)], kept_free=self._kept_free)
+        self._append((("P", prompt),), self._kept_free)
 
     def relieve(self) -> None:
         """Writes what is held in memory, if the disk takes it now, and looks how full the spool is."""
@@ -214,6 +212,11 @@ class Spool:
                 self._dirty = True
                 raise SpoolError(f"cannot sync the spool: {error}") from error
             self._synced = written
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether what is written counts as kept only when `durable` has returned."""
+        return self._settings.sync <= 0
 
     async def durable(self) -> None:
         """With `sync: 0`, waits until everything written so far is on disk; else returns at once.
@@ -274,14 +277,21 @@ class Spool:
 
     # Writing
 
-    def _append(self, records: Sequence[Record], kept_free: int = 0) -> None:
+    def _append(self, records: _Records, kept_free: int = 0) -> None:
         """Writes the records by one write. Raises: `SpoolError`."""
         if self._fd < 0:
             raise SpoolError("the spool is closed")
         try:
-            if self._held:
+            if not self._held.is_empty:
                 self._write_held()
-            self._write(records, kept_free)
+            lines = write_lines(self._next, records)
+            size = len(lines)
+            if size + kept_free <= self._room and size + self._size <= self._segment_bytes and not self._torn:
+                self._put(lines)
+                self._next += len(records)
+                self._records += len(records)
+            else:
+                self._write(records, kept_free)
         except SpoolError as error:
             if not self._is_full:
                 self._is_full = True
@@ -293,7 +303,7 @@ class Spool:
     def _write_held(self) -> None:
         """Raises: `SpoolError`; what was written until then is held no more."""
         for key, record in self._held:
-            self._write([record], 0)
+            self._write((record,), 0)
             self._held.remove(key)
         if not self._is_over:
             self._recover()
@@ -309,13 +319,9 @@ class Spool:
             _log.error("ledger records are lost: the disk takes none, and those held in memory are too many")
         return False
 
-    def _write(self, records: Sequence[Record], kept_free: int) -> None:
-        number = self._next
-        if len(records) == 1:
-            kind, json = records[0]
-            lines = write_line(kind, number, json)
-        else:
-            lines = b"".join([write_line(kind, number + place, json) for place, (kind, json) in enumerate(records)])
+    def _write(self, records: _Records, kept_free: int) -> None:
+        """Also where the bound, the segment's end or half a line stand in the way. Raises: `SpoolError`."""
+        lines = write_lines(self._next, records)
         size = len(lines)
         if self._room < size + kept_free:
             if monotonic() - self._measured_at > REMEASURE_SECONDS:
@@ -398,12 +404,6 @@ _CONSEQUENCES = {
     "refuse": "no request that costs anything is let begin",
     "continue": "requests are served, and what they cost is held in memory",
 }
-
-
-def _bounded(kind: Kind, json: bytes) -> Record:
-    if len(json) > MAX_RECORD:
-        raise ValueError(f"a record of {len(json)} bytes is over {MAX_RECORD}")
-    return Record(kind, json)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -30,28 +30,25 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Inbound(msgspec.Struct):
-    """`forwarded`: headers of the client that an upstream of the same protocol is to see. `tenant`: its team."""
+    """`forwarded`: headers of the client that an upstream of the same protocol is to see. `tenant`: its team.
+
+    `model`: as the client named it, less a suffix that is for routing. `suffix`: one of SUFFIXES, or None. These and
+    `wants_stream` follow from the view, and are asked for so often that they are worked out once.
+    """
 
     protocol: ClientProtocol
     view: RequestView
     body: bytes
     forwarded: tuple[tuple[bytes, bytes], ...] = ()
     tenant: str = ""
+    model: str = ""
+    suffix: str | None = None
+    wants_stream: bool = False
     _request: Request | None = None
 
-    @property
-    def model(self) -> str:
-        """As the client named it, less a suffix that is for routing."""
-        return split_suffix(self.view.model)[0]
-
-    @property
-    def suffix(self) -> str | None:
-        """One of SUFFIXES, or None."""
-        return split_suffix(self.view.model)[1]
-
-    @property
-    def wants_stream(self) -> bool:
-        return self.view.wants_stream
+    def __post_init__(self) -> None:
+        self.model, self.suffix = split_suffix(self.view.model)
+        self.wants_stream = self.view.wants_stream
 
     def canonical(self, protocol: ConversationProtocol) -> Request:
         """The whole request, read at most once. Raises InvalidRequest."""

@@ -11,6 +11,7 @@ then, whatever its state. Each worker has its own breakers: they must be fast, a
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Literal
 from zlib import crc32
@@ -35,6 +36,8 @@ FORGET_AFTER = 60.0
 """Seconds without news after which the newest attempts say nothing any more, and a return is over. An endpoint that
 was slow once is then unknown, and tried again; else a limit or a selection that avoids slow endpoints would never hear
 of its recovery."""
+_FAILED = math.inf
+"""Among the times of the newest attempts: one that failed. It sorts behind all others."""
 
 
 class Breaker:
@@ -44,7 +47,6 @@ class Breaker:
     """
 
     __slots__ = (
-        "_heard_at",
         "_name",
         "_opened_at",
         "_openings",
@@ -56,6 +58,7 @@ class Breaker:
         "_successes",
         "_was_probed",
         "failures_in_a_row",
+        "heard_at",
         "open_until",
         "state",
     )
@@ -72,11 +75,10 @@ class Breaker:
         self._was_probed = False
         self._returning_at = 0.0
         self._successes = 0
-        self._outcomes: deque[float | None] = deque(maxlen=WINDOW)  # seconds to the first content; None: a failure
-        self._heard_at = 0.0
-        self._recent: tuple[float | None, float] | None = (
-            None  # worked out when asked; None: not since the last outcome
-        )
+        self.heard_at = 0.0  # when the newest of the outcomes came
+        self._outcomes: deque[float] = deque(maxlen=WINDOW)  # seconds to the first content, or _FAILED
+        # Worked out when asked; None: not since the last outcome.
+        self._recent: tuple[float | None, float] | None = None
 
     def tick(self, now: float) -> None:
         """Lets time pass."""
@@ -88,7 +90,7 @@ class Breaker:
             if (since >= RETURN_SECONDS and self._successes >= RETURN_SUCCESSES) or since >= FORGET_AFTER:
                 self.state = "closed"
                 self._openings = 0
-        if self._outcomes and now - self._heard_at >= FORGET_AFTER:
+        if self._outcomes and now - self.heard_at >= FORGET_AFTER:
             self._outcomes.clear()
 
     def admitted(self, now: float) -> float:
@@ -105,9 +107,12 @@ class Breaker:
         if not self._outcomes:
             return None
         if self._recent is None:
-            times = sorted(outcome for outcome in self._outcomes if outcome is not None)
-            middle = times[len(times) // 2] if times else None
-            self._recent = middle, 1 - len(times) / len(self._outcomes)
+            times, failures = sorted(self._outcomes), 0.0
+            if times[-1] == _FAILED:
+                known = len(times) - times.count(_FAILED)
+                failures = 1 - known / len(times)
+                del times[known:]
+            self._recent = times[len(times) // 2] if times else None, failures
         return self._recent
 
     def start(self, now: float) -> None:
@@ -118,6 +123,13 @@ class Breaker:
     def finish(self) -> None:
         if self._probes:
             self._probes -= 1
+
+    def go_on(self, now: float, ttft: float) -> None:
+        """As `tick` and `succeed`, of one that is closed: nearly all that ever happens."""
+        if now - self.heard_at >= FORGET_AFTER:
+            self._outcomes.clear()
+        self._outcomes.append(ttft)
+        self.heard_at, self._recent, self.failures_in_a_row = now, None, 0
 
     def succeed(self, now: float, ttft: float, began_at: float) -> None:
         """`began_at`: what was sent before an endpoint failed, and ends well, does not show that it is back."""
@@ -136,16 +148,16 @@ class Breaker:
     def fail(self, now: float, retry_after: float | None) -> None:
         self.failures_in_a_row += 1
         if self.state == "closed":
-            self._heard_of(now, None)
+            self._heard_of(now, _FAILED)
         said = 0.0 if retry_after is None else min(retry_after, MAX_OPEN)
         if self._opens(has_word=said > 0):
             self._open(now)
         if said > 0:
             self._leave_alone(now, now + said)
 
-    def _heard_of(self, now: float, outcome: float | None) -> None:
+    def _heard_of(self, now: float, outcome: float) -> None:
         self._outcomes.append(outcome)
-        self._heard_at = now
+        self.heard_at = now
         self._recent = None
 
     def _opens(self, *, has_word: bool) -> bool:
@@ -154,7 +166,7 @@ class Breaker:
         if self.state == "closed":
             if self.failures_in_a_row >= OPEN_AFTER:
                 return True
-            failures = self._outcomes.count(None)
+            failures = self._outcomes.count(_FAILED)
             return len(self._outcomes) == WINDOW and 2 * failures > WINDOW
         if self.state == "half_open" and not self._was_probed:
             return False  # an attempt from before the opening has only now run into its timeout

@@ -28,11 +28,11 @@ _MAX_NAMES = 64
 """Entries that are left of a mapping: more than any part of a decision has fields."""
 
 
-class RecordedFacts(Facts, frozen=True, kw_only=True, omit_defaults=True):
+class RecordedFacts(Facts, frozen=True, omit_defaults=True):
     """The facts of a request, less its headers."""
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True):
     """What was decided for one request, and all that it was decided by. Costs in USD, times in seconds.
 
     `endpoint`: the first candidate; None: nobody may serve. `refusal`: the code of the error that the client got
@@ -48,6 +48,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     select: str
     policy_version: str
     endpoint: str | None
+    facts: RecordedFacts
     refusal: str | None = None
     candidates: tuple[Candidate, ...] = ()
     dropped: tuple[Dropped, ...] = ()
@@ -56,10 +57,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     shadows: tuple[str, ...] = ()
     escape: str | None = None
     outlook_version: str = ""
-    facts: RecordedFacts
 
 
-_FACTS = tuple(name for name in Facts.__struct_fields__ if name != "headers")
+_HEADERS = Facts.__struct_fields__.index("headers")
+_NO_HEADERS: Mapping[str, str] = {}
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Decision).decode
 
@@ -73,7 +74,8 @@ def describe_decision(plan: Plan, facts: Facts, request_id: str, refusal: str | 
     decision = _decision(plan, facts, request_id, refusal)
     try:
         content = _encode(decision)
-        if len(content) <= MAX_DECISION and b"\\u0000" not in content:
+        # A single byte is found far sooner than a text: hardly any decision has an escape.
+        if len(content) <= MAX_DECISION and (b"\\" not in content or b"\\u0000" not in content):
             return content
     except UnicodeEncodeError:
         pass
@@ -174,24 +176,28 @@ def decision_header(plan: Plan, facts: Facts) -> bytes:
 
 
 def _decision(plan: Plan, facts: Facts, request_id: str, refusal: str | None) -> Decision:
+    recorded = list(msgspec.structs.astuple(facts))
+    recorded[_HEADERS] = _NO_HEADERS
+    policy, candidates = plan.policy, plan.candidates
+    # In the order of the fields: to match this many keywords would take longer than to write the whole decision.
     return Decision(
-        request_id=request_id,
-        at=datetime.fromtimestamp(facts.at, UTC),
-        team=facts.team,
-        route=plan.route.name,
-        policy=plan.policy.id,
-        select=plan.policy.select,
-        policy_version=plan.policy_version,
-        endpoint=plan.candidates[0].endpoint if plan.candidates else None,
-        refusal=refusal,
-        candidates=plan.candidates,
-        dropped=plan.dropped,
-        input_tokens=plan.input_tokens or facts.input_tokens,
-        output_tokens=plan.output_tokens or facts.output_tokens,
-        shadows=plan.shadows,
-        escape=None if plan.shift is None else plan.shift.escape_id,
-        outlook_version=plan.outlook_version,
-        facts=RecordedFacts(**{name: getattr(facts, name) for name in _FACTS}),
+        request_id,
+        datetime.fromtimestamp(facts.at, UTC),
+        facts.team,
+        plan.route.name,
+        policy.id,
+        policy.select,
+        plan.policy_version,
+        candidates[0].endpoint if candidates else None,
+        RecordedFacts(*recorded),
+        refusal,
+        candidates,
+        plan.dropped,
+        plan.input_tokens or facts.input_tokens,
+        plan.output_tokens or facts.output_tokens,
+        plan.shadows,
+        None if plan.shift is None else plan.shift.escape_id,
+        plan.outlook_version,
     )
 
 

@@ -13,6 +13,7 @@ from gateway.errors import InvalidRequest
 from gateway.protocols.base import MAX_TOKENS
 from gateway.protocols.inbound import Inbound
 from gateway.routing.wishes import Wishes, read_wishes
+from gateway.tokens import rough_tokens
 from gateway.types import Caller, Capability, Complexity, Surface, WireName
 
 DEFAULT_OUTPUT_TOKENS = 512
@@ -36,11 +37,14 @@ MAX_CHOICES = 10_000
 _PREFIX_CHARACTERS = 2000
 
 _MEDIA: frozenset[Capability] = frozenset({"vision", "audio", "files"})
+USUAL_PRIORITY = Team(id="").priority
+"""Of the requests of a team that the configuration does not name."""
+_NO_PARAMETERS: frozenset[str] = frozenset()
 _WITHOUT_OUTPUT: frozenset[Surface] = frozenset({"embeddings", "count_tokens"})
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class Facts(msgspec.Struct, frozen=True):
     """`input_tokens`: a rough count; `counted_tokens`: an exact one, where somebody counted. `output_limit`: of the
     request, for each of its `choices`; None: it sets none.
 
@@ -113,40 +117,51 @@ def read_facts(
     Raises InvalidRequest, whose `param` names the field or the header that is wrong.
     """
     view, protocol = inbound.view, inbound.protocol
-    headers = headers or {}
-    needs = view.needs()
-    wishes = read_wishes(view.routing_wishes(), inbound.suffix)
+    provider, suffix = view.routing_wishes(), inbound.suffix
+    needs, limit, choices = view.needs(), view.output_limit, view.choices
+    has_media = bool(needs) and not needs.isdisjoint(_MEDIA)
+    wishes: Wishes | None = None
+    if provider is not None or suffix is not None:
+        wishes = read_wishes(provider, suffix)
+    own_class = None if team is None else team.data_class
+    session, data_class, tags = view.session(), own_class, {}
+    if headers:
+        session = headers.get(SESSION_HEADER) or session
+        tags = _tags(headers.get(TAGS_HEADER, ""))
+        data_class = _data_class(headers.get(DATA_CLASS_HEADER, "")) or own_class
+    # In the order of the fields: to match this many keywords takes eight times as long as all the rest of the call.
     return Facts(
-        model=inbound.model,
-        stream=view.wants_stream,
-        input_tokens=inbound.rough_tokens(has_media=bool(needs & _MEDIA)),
-        output_limit=None if view.output_limit is None else min(view.output_limit, MAX_TOKENS),
-        choices=min(max(1, view.choices), MAX_CHOICES),
-        needs=needs,
-        team=caller.team,
-        key_id=caller.key_id,
-        project=caller.project,
-        surface=protocol.surface,
-        wire=protocol.wire,
-        native_feature=view.native_feature(),
-        kept_state=view.kept_state(),
-        domain=domain,
-        complexity=complexity,
-        session=_session(headers.get(SESSION_HEADER) or view.session()),
-        prefix=_hash(view.opening()[:_PREFIX_CHARACTERS]) if reads_prefix else None,
-        tags=_tags(headers.get(TAGS_HEADER, "")),
-        data_class=_data_class(headers.get(DATA_CLASS_HEADER, "")) or (team.data_class if team is not None else None),
-        team_class=None if team is None else team.data_class,
-        headers=headers,
-        wishes=wishes,
-        parameters=_parameters(inbound) if wishes is not None and wishes.require_parameters else frozenset(),
-        priority=Team(id="").priority if team is None else team.priority,
-        budget_left=budget_left,
-        at=at,
+        inbound.model,
+        inbound.wants_stream,
+        inbound.rough_tokens(has_media=True) if has_media else rough_tokens(len(inbound.body)),
+        needs,
+        caller.team,
+        caller.key_id,
+        None,  # counted_tokens
+        limit if limit is None or limit <= MAX_TOKENS else MAX_TOKENS,
+        1 if choices <= 1 else min(choices, MAX_CHOICES),
+        protocol.surface,
+        protocol.wire,
+        view.native_feature(),
+        view.kept_state(),
+        domain,
+        complexity,
+        caller.project,
+        None if session is None else _session(session),
+        _hash(view.opening()[:_PREFIX_CHARACTERS]) if reads_prefix else None,
+        tags,
+        data_class,
+        own_class,
+        headers or {},
+        wishes,
+        _parameters(inbound) if wishes is not None and wishes.require_parameters else _NO_PARAMETERS,
+        USUAL_PRIORITY if team is None else team.priority,
+        budget_left,
+        at,
     )
 
 
-def _session(name: str | None) -> str | None:
+def _session(name: str) -> str | None:
     if not name:
         return None
     return name if len(name) <= MAX_SESSION and name.isprintable() else _hash(name)
@@ -159,8 +174,6 @@ def _hash(text: str) -> str:
 
 def _tags(header: str) -> dict[str, str]:
     """Of `env=prod,app=shop`; of a name that is there twice the last value."""
-    if not header:
-        return {}
     tags: dict[str, str] = {}
     for item in header.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))

@@ -2,8 +2,10 @@
 
 Each worker has one book. The breakers and the newest attempts in it are its own, so that it reacts at once. What it
 learns (`statistics`) it exports; the control plane adds up what all workers export and publishes it, and each absorbs
-what the others learned. Failures are slow, never fast: a 429 that comes back in 40 ms counts as `PENALTY_TTFT`, or it
-would draw more traffic to an endpoint that refuses it.
+what the others learned. A success is noted at once, and counted when somebody asks for what it is counted in.
+
+Failures are slow, never fast: a 429 that comes back in 40 ms counts as `PENALTY_TTFT`, or it would draw more traffic to
+an endpoint that refuses it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,11 @@ it they are noise, and the learned median is the better number."""
 REFRESH_EVERY = 1.0
 """Seconds for which what was worked out of an endpoint's or the routes' statistics holds while they are in use."""
 SWEEP_EVERY = 5.0
+SETTLE_EVERY = 0.005
+"""Seconds for which a success that tells nothing new may stay out of an endpoint's numbers: under load most requests
+find them as they were."""
+MAX_NOTED = 256
+"""Successes that are noted before they are counted."""
 
 
 class _Numbers:
@@ -53,14 +60,23 @@ class _Numbers:
 
 
 class _Entry:
-    __slots__ = ("breaker", "in_flight", "is_stale", "numbers", "refresh_at")
+    __slots__ = ("breaker", "in_flight", "is_stale", "name", "numbers", "refresh_at", "shown")
 
-    def __init__(self, breaker: Breaker) -> None:
+    def __init__(self, name: str, breaker: Breaker) -> None:
+        self.name = name
         self.breaker = breaker
         self.in_flight = 0
         self.numbers = _Numbers()
         self.is_stale = False  # `numbers` are older than what was observed
         self.refresh_at = 0.0
+        self.shown: EndpointHealth | None = None  # as the outlook has it
+
+    def expects(self, ttft: float) -> bool:
+        """Whether a success after so long is no news to whoever has read the outlook."""
+        shown = self.shown
+        if shown is None or shown.failures_in_a_row or shown.ttft is None:
+            return False
+        return shown.ttft / CHANGED <= ttft <= shown.ttft * CHANGED
 
 
 class HealthBook:
@@ -74,7 +90,8 @@ class HealthBook:
         self._learning = learning
         self._worker = worker
         self._process = f"{worker}-{secrets.token_hex(6)}" if process is None else process
-        self._own = self._nothing()
+        self._counted = self._nothing()
+        self._noted: list[tuple[_Entry, Observation]] = []
         self._others = self._nothing()
         self._entries: dict[str, _Entry] = {}
         self._frozen: dict[tuple[Number, str], float] = {}
@@ -82,26 +99,32 @@ class HealthBook:
         self._states: dict[str, EndpointHealth] = {}
         self._habits: dict[str, RouteHabits] = {}
         self._outlook = Outlook(self._states, self._habits)
-        self._changed: set[str] = set()
+        self._changed: set[_Entry] = set()
+        self._moved: set[_Entry] = set()  # as was expected of them: only `in_flight` may be wrong
+        self._settle_at = 0.0
         self._changed_routes: set[str] = set()
-        self._restless: set[str] = set()  # whose breakers move as time passes
+        self._restless: set[_Entry] = set()  # whose breakers move as time passes
         self._now = self._wall = 0.0
         self._sweep_at = 0.0
         self._routes_at = 0.0
 
     def outlook(self, now: float, wall: float) -> Outlook:
-        """What is known now. It changes with the book: a decision that awaits nothing needs no copy."""
+        """What is known now. It changes with the book: a decision that awaits nothing needs no copy. Of an endpoint of
+        which nothing has changed the same `EndpointHealth` stays."""
         self._now, self._wall = now, wall
         if now >= self._sweep_at:
             self._sweep(now, wall)
+        if self._moved:
+            self._show_moved(now)
         if self._restless:
             self._changed |= self._restless
         if self._changed:
-            for endpoint in self._changed:
-                self._rebuild(endpoint, now, wall)
+            for entry in self._changed:
+                self._rebuild(entry, now, wall)
             self._changed.clear()
-        if self._changed_routes and now >= self._routes_at:
+        if now >= self._routes_at and (self._changed_routes or self._noted):
             self._routes_at = now + REFRESH_EVERY
+            self._count()
             for route in self._changed_routes:
                 self._rebuild_route(route)
             self._changed_routes.clear()
@@ -109,34 +132,45 @@ class HealthBook:
 
     def states(self, now: float) -> Mapping[str, State]:
         """The breaker of each endpoint that this worker has used."""
+        self._count()
         for entry in self._entries.values():
             entry.breaker.tick(now)
         return {endpoint: entry.breaker.state for endpoint, entry in self._entries.items()}
 
     def start(self, endpoint: str) -> None:
         """An attempt begins; `outlook` has just been read for it."""
-        entry = self._entry(endpoint)
+        entry = self._entries.get(endpoint) or self._entry(endpoint)
         entry.in_flight += 1
-        entry.breaker.start(self._now)
-        self._changed.add(endpoint)
+        if entry.breaker.state != "closed":
+            entry.breaker.start(self._now)
+            self._changed.add(entry)
+        self._moved.add(entry)
 
     def finish(self, endpoint: str) -> None:
         """It is over, however it ended."""
-        entry = self._entry(endpoint)
-        entry.in_flight = max(entry.in_flight - 1, 0)
-        entry.breaker.finish()
-        self._changed.add(endpoint)
+        entry = self._entries.get(endpoint) or self._entry(endpoint)
+        if entry.in_flight:
+            entry.in_flight -= 1
+        if entry.breaker.state != "closed":
+            entry.breaker.finish()
+            self._changed.add(entry)
+        self._moved.add(entry)
 
     def succeed(self, endpoint: str, now: float, observation: Observation) -> None:
-        entry = self._entry(endpoint)
-        duration = observation.ttft + (observation.seconds_per_token or 0.0) * (observation.output_tokens or 0)
-        entry.breaker.tick(now)
-        entry.breaker.succeed(now, observation.ttft, now - duration)
+        entry = self._entries.get(endpoint) or self._entry(endpoint)
+        if entry.breaker.state == "closed":
+            entry.breaker.go_on(now, observation.ttft)
+            (self._moved if entry.expects(observation.ttft) else self._changed).add(entry)
+        else:
+            duration = observation.ttft + (observation.seconds_per_token or 0.0) * (observation.output_tokens or 0)
+            entry.breaker.tick(now)
+            entry.breaker.succeed(now, observation.ttft, now - duration)
+            self._changed.add(entry)
         if self._learning.enabled:
-            self._own.succeed(endpoint, observation)
-            self._note(endpoint, entry)
-            self._changed_routes.add(observation.route)
-        self._changed.add(endpoint)
+            self._noted.append((entry, observation))
+            entry.is_stale = True
+            if len(self._noted) >= MAX_NOTED:
+                self._count()
 
     def fail(self, endpoint: str, now: float, wall: float, *, retry_after: float | None = None) -> None:
         """`retry_after`: the upstream itself said when to come back (seconds); it is left alone until then at least."""
@@ -144,11 +178,12 @@ class HealthBook:
         entry.breaker.tick(now)
         entry.breaker.fail(now, retry_after)
         if entry.breaker.state != "closed":
-            self._restless.add(endpoint)
+            self._restless.add(entry)
         if self._learning.enabled:
             self._own.fail(endpoint, wall)
-            self._note(endpoint, entry)
-        self._changed.add(endpoint)
+            entry.is_stale = True
+            self._pass_on(entry)
+        self._changed.add(entry)
 
     def export(self, wall: float) -> bytes:
         """What this process itself has learned, as JSON (`statistics.Learned`)."""
@@ -193,7 +228,8 @@ class HealthBook:
             self._learning = learning
         elif self._learning.enabled:
             self._learning = learning
-            self._own, self._others, self._frozen = self._nothing(), self._nothing(), {}
+            self._noted.clear()
+            self._counted, self._others, self._frozen = self._nothing(), self._nothing(), {}
             self._outlook = Outlook(self._states, self._habits)
         self._mark_everything()
 
@@ -205,10 +241,31 @@ class HealthBook:
         self._forgotten = dict(forgotten)
 
     def _close(self, names: Collection[str]) -> None:
+        self._count()
         for name in names:
             if name in self._entries:
-                self._entries[name].breaker = self._breaker(name)
-                self._restless.discard(name)
+                entry = self._entries[name]
+                entry.breaker = self._breaker(name)
+                self._restless.discard(entry)
+
+    @property
+    def _own(self) -> Learned:
+        """What this process has learned, with all that was noted."""
+        if self._noted:
+            self._count()
+        return self._counted
+
+    def _count(self) -> None:
+        """Counts what was noted: before anybody reads it, and before a breaker forgets what its endpoint's newest
+        attempts were, since those travel along."""
+        if not self._noted:
+            return
+        noted, self._noted = self._noted, []
+        for entry, observation in noted:
+            self._counted.succeed(entry.name, observation)
+            self._changed_routes.add(observation.route)
+        for entry in {entry for entry, _ in noted}:
+            self._pass_on(entry)
 
     def _nothing(self) -> Learned:
         return Learned(half_life=self._learning.half_life, process=self._process, worker=self._worker)
@@ -219,7 +276,7 @@ class HealthBook:
     def _entry(self, endpoint: str) -> _Entry:
         entry = self._entries.get(endpoint)
         if entry is None:
-            entry = self._entries[endpoint] = _Entry(self._breaker(endpoint))
+            entry = self._entries[endpoint] = _Entry(endpoint, self._breaker(endpoint))
         return entry
 
     def _all_endpoints(self) -> set[str]:
@@ -232,17 +289,16 @@ class HealthBook:
         """What a weight at the landmark `at` is worth now."""
         return float(0.5 ** (max(self._wall - at, 0.0) / self._learning.half_life))
 
-    def _note(self, endpoint: str, entry: _Entry) -> None:
+    def _pass_on(self, entry: _Entry) -> None:
         """Has the newest attempts travel with the export."""
-        entry.is_stale = True
-        if (statistics := self._own.endpoints.get(endpoint)) is not None:
+        if (statistics := self._counted.endpoints.get(entry.name)) is not None:
             statistics.recent_ttft = _slowed(entry.breaker.recent(), None)
 
     def _mark_everything(self) -> None:
         for endpoint in {*self._entries, *self._all_endpoints(), *self._states}:
             entry = self._entry(endpoint)
             entry.is_stale, entry.refresh_at = True, 0.0
-            self._changed.add(endpoint)
+            self._changed.add(entry)
         self._changed_routes |= {*self._all_routes(), *self._habits}
         self._routes_at = 0.0
 
@@ -252,30 +308,55 @@ class HealthBook:
         for learned in (self._own, self._others):
             if learned.prune(wall, self._learning.max_age):
                 self._mark_everything()
-        self._changed.update(self._entries)
+        self._changed.update(self._entries.values())
         self._changed_routes.update(self._habits)
 
-    def _rebuild(self, endpoint: str, now: float, wall: float) -> None:
-        entry = self._entry(endpoint)
-        breaker = entry.breaker
-        breaker.tick(now)
-        if breaker.state == "closed":
-            self._restless.discard(endpoint)
+    def _show_moved(self, now: float) -> None:
+        """All of them again if it is time; else their `in_flight`, which has to be right at once."""
+        if now >= self._settle_at:
+            self._settle_at = now + SETTLE_EVERY
+            self._changed |= self._moved
+            self._moved.clear()
+            return
+        for entry in self._moved:
+            shown = entry.shown
+            if shown is None:
+                self._changed.add(entry)
+            elif shown.in_flight != entry.in_flight:
+                entry.shown = self._states[entry.name] = EndpointHealth(
+                    shown.ttft,
+                    entry.in_flight,
+                    shown.failures_in_a_row,
+                    shown.ejected_until,
+                    shown.ttft_p95,
+                    shown.seconds_per_token,
+                    shown.cache_share,
+                    shown.failure_share,
+                    shown.admitted,
+                    shown.samples,
+                )
+
+    def _rebuild(self, entry: _Entry, now: float, wall: float) -> None:
+        endpoint, breaker, frozen = entry.name, entry.breaker, self._frozen
+        if breaker.state != "closed" or now - breaker.heard_at >= FORGET_AFTER:
+            breaker.tick(now)
+        if self._restless and breaker.state == "closed":
+            self._restless.discard(entry)
         if entry.is_stale and (now >= entry.refresh_at or not entry.numbers.weight):
             entry.is_stale, entry.refresh_at = False, now + REFRESH_EVERY
             entry.numbers = self._work_out(endpoint)
         numbers = entry.numbers
-        self._states[endpoint] = EndpointHealth(
-            ttft=self._expected_ttft(endpoint, entry, wall),
-            in_flight=entry.in_flight,
-            failures_in_a_row=breaker.failures_in_a_row,
-            ejected_until=breaker.open_until,
-            ttft_p95=numbers.p95,
-            seconds_per_token=numbers.pace,
-            cache_share=self._frozen.get(("cache_share", endpoint), numbers.cache_share),
-            failure_share=numbers.failure_share,
-            admitted=breaker.admitted(now),
-            samples=numbers.weight * self._share_left(numbers.at),
+        entry.shown = self._states[endpoint] = EndpointHealth(
+            self._expected_ttft(entry, wall),
+            entry.in_flight,
+            breaker.failures_in_a_row,
+            breaker.open_until,
+            numbers.p95,
+            numbers.pace,
+            frozen.get(("cache_share", endpoint), numbers.cache_share) if frozen else numbers.cache_share,
+            numbers.failure_share,
+            1.0 if breaker.state == "closed" else breaker.admitted(now),
+            numbers.weight * 0.5 ** (max(wall - numbers.at, 0.0) / self._learning.half_life),
         )
 
     def _rebuild_route(self, route: str) -> None:
@@ -313,11 +394,13 @@ class HealthBook:
         numbers.weight, numbers.at = both.samples, at
         return numbers
 
-    def _expected_ttft(self, endpoint: str, entry: _Entry, wall: float) -> float | None:
+    def _expected_ttft(self, entry: _Entry, wall: float) -> float | None:
         """Seconds; None: nobody has heard of it for a while, so it deserves to be tried."""
         recent, numbers = entry.breaker.recent(), entry.numbers
-        frozen = self._frozen.get(("ttft", endpoint))
+        frozen = self._frozen.get(("ttft", entry.name)) if self._frozen else None
         if recent is not None:
+            if frozen is None and not recent[1] and recent[0] is not None:
+                return _settled(recent[0], numbers.median)
             return _slowed(recent, numbers.median if frozen is None else frozen, is_certain=frozen is not None)
         if numbers.said is None or wall - numbers.heard_elsewhere_at >= FORGET_AFTER:
             return None

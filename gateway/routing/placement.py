@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from random import Random
 
-from gateway.config.model import Endpoint, Policy
+from gateway.config.model import Endpoint, Policy, Shadow
 from gateway.routing.facts import Facts
 from gateway.routing.plan import Dropped
 from gateway.routing.select import Prospect, choose_sticky, uniform
@@ -67,19 +67,17 @@ class Placement:
                 self._stick()
             if self._policy.canaries:
                 self._try_canary()
-        shadows = self._shadows_of_policy()
+        shadows = [] if self._policy.shadow is None else self._shadows_of(self._policy.shadow)
         for shift in shifts:
             if self.ordered and self.ordered[0].endpoint == shift.source:
                 shadows += self._take_part(shift)
                 break
-        self.shadows = tuple(dict.fromkeys(id for id in shadows if id != self._first))
+        if shadows:
+            first = self.ordered[0].endpoint if self.ordered else None
+            self.shadows = tuple(dict.fromkeys(id for id in shadows if id != first))
         self.ordered += self._ejected
         if wishes is not None and not wishes.allow_fallbacks and not wishes.order:
             del self.ordered[1:]
-
-    @property
-    def _first(self) -> str | None:
-        return self.ordered[0].endpoint if self.ordered else None
 
     def _prefer(self, wishes: Wishes) -> None:
         """Those that are known to miss what the client prefers go behind the others."""
@@ -151,9 +149,8 @@ class Placement:
             return []
         return [shift.target] if self._rng.random() < shift.shadow_share else []
 
-    def _shadows_of_policy(self) -> list[str]:
-        shadow = self._policy.shadow
-        if shadow is None or not self.ordered or self._rng.random() >= shadow.share:
+    def _shadows_of(self, shadow: Shadow) -> list[str]:
+        if not self.ordered or self._rng.random() >= shadow.share:
             return []
         found = self._find(shadow.endpoint) or self._judge(shadow.endpoint)
         return [shadow.endpoint] if isinstance(found, Prospect) and not found.ejected else []
@@ -170,8 +167,14 @@ class Placement:
 
     def _put_first(self, chosen: Prospect, by: str) -> None:
         chosen.placed_by = by
-        if not self.ordered or self.ordered[0] is not chosen:
-            self.ordered = [chosen, *[prospect for prospect in self.ordered if prospect is not chosen]]
+        ordered = self.ordered
+        if ordered and ordered[0] is chosen:
+            return
+        for place, prospect in enumerate(ordered):
+            if prospect is chosen:
+                del ordered[place]
+                break
+        ordered.insert(0, chosen)
 
     def _value_of(self, what: str) -> str | None:
         facts = self._facts

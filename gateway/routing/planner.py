@@ -32,12 +32,16 @@ _SORTS: dict[Sort, Selection] = {"price": by_cost, "throughput": by_throughput, 
 
 
 class _Chain(msgspec.Struct, frozen=True):
-    """A policy and those it falls back to, in order, with their endpoints; each endpoint is there once."""
+    """A policy and those it falls back to, in order, with their endpoints; each endpoint is there once.
+
+    `places`: the policy itself may put one endpoint before its selection, or have it get a copy.
+    """
 
     policies: tuple[Policy, ...]
     targets: tuple[Target, ...]
-    windows: tuple[int, ...]  # context windows that are known
+    windows: tuple[int, ...]  # context windows that are known, ascending
     needs_costs: bool
+    places: bool
 
 
 class _Kind(msgspec.Struct):
@@ -45,8 +49,8 @@ class _Kind(msgspec.Struct):
     for; there are no more of them than endpoints."""
 
     allow: Allow | None
-    targets: list[Target] = []
-    dropped: list[Dropped] = []
+    targets: tuple[Target, ...]
+    dropped: tuple[Dropped, ...]
     others: dict[str, Target | Dropped] = {}
 
 
@@ -59,6 +63,7 @@ class Planner:
 
     def __init__(self, configuration: Configuration, quote: Quote) -> None:
         self._configuration = configuration
+        self._teams = configuration.teams
         self._routes = RouteTable(configuration.routes)
         self._prices = PriceTable(quote, [glob for contract in configuration.contracts for glob in contract.teams])
         self._seeds = {id: seed_of(id) for id in configuration.endpoints}
@@ -87,10 +92,10 @@ class Planner:
         if not windows or facts.counted_tokens is not None:
             return False
         output = max(0, facts.output_limit or 0)
-        least, most = (
-            facts.input_tokens * (1 - _COUNT_WITHIN) + output,
-            facts.input_tokens * (1 + _COUNT_WITHIN) + output,
-        )
+        most = facts.input_tokens * (1 + _COUNT_WITHIN) + output
+        if most < windows[0]:
+            return False  # as nearly always: it fits everywhere
+        least = facts.input_tokens * (1 - _COUNT_WITHIN) + output
         return any(least <= window <= most for window in windows)
 
     def plan(
@@ -110,31 +115,45 @@ class Planner:
         """
         chain = self._chains[route.policy]
         kind = self._kind(route.policy, chain, facts)
+        wishes, policy = facts.wishes, chain.policies[0]
         prices = self._prices if with_costs or chain.needs_costs or _depends_on_price(facts) else None
         weighing = Weighing(facts, outlook, route.name, prices, now, rng)
-        targets, provider, dropped = self._narrow(kind, facts)
+        targets, dropped, provider = kind.targets, kind.dropped, None
+        if wishes is not None or facts.kept_state is not None:
+            targets, dropped, provider = self._narrow(kind, facts)
         healthy, ejected, refused = weighing.weigh(targets)
         if len(chain.policies) > 1:
             for prospect in (*healthy, *ejected):
                 if prospect.tier:
                     prospect.placed_by = "fallback"
-        ejected.sort(key=_by_return)
-        placement = Placement(
-            chain.policies[0],
-            facts,
-            _order(healthy, chain, facts, weighing.waited, rng),
-            ejected,
-            rng,
-            endpoints=self._configuration.endpoints,
-            judge=lambda id: self._judge(id, chain, kind, facts, provider, weighing),
-        )
-        placement.place(shifts)
-        dropped += refused
-        if placement.judged:
-            dropped = _told(dropped, placement)
+        if len(ejected) > 1:
+            ejected.sort(key=_by_return)
+        ordered = healthy
+        if len(healthy) > 1 or len(chain.policies) > 1:
+            ordered = _order(healthy, chain, facts, weighing.waited, rng)
+        shadows: tuple[str, ...] = ()
+        shift: Shift | None = None
+        if refused:
+            dropped += tuple(refused)
+        if shifts or chain.places or wishes is not None:
+            placement = Placement(
+                policy,
+                facts,
+                ordered,
+                ejected,
+                rng,
+                endpoints=self._configuration.endpoints,
+                judge=lambda id: self._judge(id, chain, kind, facts, provider, weighing),
+            )
+            placement.place(shifts)
+            ordered, shadows, shift = placement.ordered, placement.shadows, placement.shift
+            if placement.judged:
+                dropped = _told(dropped, placement)
+        elif ejected:
+            ordered += ejected
         return Plan(
             route,
-            chain.policies[0],
+            policy,
             self._configuration.version,
             tuple(
                 [
@@ -146,14 +165,14 @@ class Planner:
                         one.seconds_per_token,
                         one.placed_by,
                     )
-                    for one in placement.ordered
+                    for one in ordered
                 ]
             ),
-            tuple(dropped),
+            dropped,
             weighing.input,
             round(weighing.output),
-            placement.shadows,
-            placement.shift,
+            shadows,
+            shift,
             outlook.version,
         )
 
@@ -174,41 +193,35 @@ class Planner:
             windows=tuple(sorted(window for window in windows if window is not None)),
             needs_costs=any(policy.needs_costs or policy.hedge is not None for policy in policies)
             or any(target.bounds.on_price for target in targets.values()),
+            places=first.sticky != "none" or bool(first.canaries) or first.shadow is not None,
         )
 
     def _target(self, id: str, tier: int, policies: tuple[Policy, ...]) -> Target:
         return Target.of(self._configuration.endpoints[id], tier, policies, self._seeds[id])
 
     def _kind(self, policy: str, chain: _Chain, facts: Facts) -> _Kind:
-        team = self._configuration.teams.get(facts.team)
-        allow = None if team is None else team.allow
-        model = facts.model if allow is not None and allow.models else None
+        team = self._teams.get(facts.team)
         key = (
             policy,
             facts.wire,
             facts.surface,
             facts.needs,
             facts.data_class,
+            facts.team_class,
             facts.team,
             facts.native_feature,
-            model,
+            None if team is None or not team.allow.models else facts.model,
         )
         kind = self._kinds.get(key)
         if kind is None:
             if len(self._kinds) >= _MAX_KINDS:
                 self._kinds.clear()
-            kind = self._kinds[key] = _Kind(allow)
-            for target in chain.targets:
-                why = why_not(target.endpoint, target.policies, allow, facts)
-                if why is None:
-                    kind.targets.append(target)
-                else:
-                    kind.dropped.append(Dropped(target.id, *why))
+            kind = self._kinds[key] = _sort_out(chain, None if team is None else team.allow, facts)
         return kind
 
-    def _narrow(self, kind: _Kind, facts: Facts) -> tuple[list[Target], str | None, list[Dropped]]:
+    def _narrow(self, kind: _Kind, facts: Facts) -> tuple[tuple[Target, ...], tuple[Dropped, ...], str | None]:
         """Less those that the client's wishes exclude, and those of other providers than the one that keeps its state:
-        that provider's id is the second value."""
+        that provider's id is the last value."""
         dropped = list(kind.dropped)
         targets = kind.targets
         if facts.wishes is not None:
@@ -219,13 +232,14 @@ class Planner:
                     allowed.append(target)
                 else:
                     dropped.append(Dropped(target.id, *why))
-            targets = allowed
+            targets = tuple(allowed)
         if facts.kept_state is None or not targets:
-            return targets, None, dropped
+            return targets, tuple(dropped), None
         providers = {target.endpoint.provider.id for target in targets if target.tier == targets[0].tier}
+        strangers: tuple[Target, ...]
         if len(providers) == 1:
             (provider,) = providers
-            strangers = [target for target in targets if target.endpoint.provider.id != provider]
+            strangers = tuple(target for target in targets if target.endpoint.provider.id != provider)
         else:
             # Nobody here knows which one keeps it.
             provider, strangers = None, targets
@@ -233,7 +247,7 @@ class Planner:
         if provider is not None:
             detail = f"`{facts.kept_state}` is known to one provider only, and `{provider}` is asked"
         dropped += [Dropped(target.id, "kept_state", detail) for target in strangers]
-        return [target for target in targets if target not in strangers], provider, dropped
+        return tuple(target for target in targets if target not in strangers), tuple(dropped), provider
 
     def _unwished(self, target: Target, facts: Facts) -> Why | None:
         wishes = facts.wishes
@@ -261,10 +275,19 @@ class Planner:
         return dropped[0] if dropped else (healthy or ejected)[0]
 
 
+def _sort_out(chain: _Chain, allow: Allow | None, facts: Facts) -> _Kind:
+    targets, dropped = [], []
+    for target in chain.targets:
+        why = why_not(target.endpoint, target.policies, allow, facts)
+        if why is None:
+            targets.append(target)
+        else:
+            dropped.append(Dropped(target.id, *why))
+    return _Kind(allow, tuple(targets), tuple(dropped))
+
+
 def _order(pool: list[Prospect], chain: _Chain, facts: Facts, waited: float, rng: Random) -> list[Prospect]:
     """Each policy's endpoints by its own selection, or as the client wishes; those of fallbacks after them."""
-    if len(pool) < 2 and len(chain.policies) == 1:
-        return pool
     wished = None if facts.wishes is None or facts.wishes.sort is None else _SORTS[facts.wishes.sort]
     if len(chain.policies) == 1:
         (policy,) = chain.policies
@@ -278,12 +301,12 @@ def _order(pool: list[Prospect], chain: _Chain, facts: Facts, waited: float, rng
     return ordered
 
 
-def _told(dropped: Sequence[Dropped], placement: Placement) -> list[Dropped]:
+def _told(dropped: Sequence[Dropped], placement: Placement) -> tuple[Dropped, ...]:
     """With those that were to be put first; without those that were, though their place in the chain is barred."""
     told = {one.endpoint: one for one in placement.judged.values() if isinstance(one, Dropped)}
     told |= {one.endpoint: one for one in dropped}
     candidates = {one.endpoint for one in placement.ordered}
-    return [one for id, one in told.items() if id not in candidates]
+    return tuple(one for id, one in told.items() if id not in candidates)
 
 
 def _depends_on_price(facts: Facts) -> bool:

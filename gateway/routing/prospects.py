@@ -20,7 +20,7 @@ from gateway.routing.facts import Facts
 from gateway.routing.plan import Dropped
 from gateway.routing.select import USUAL_CAPACITY, Prospect
 from gateway.routing.wishes import why_too_dear
-from gateway.types import COST_UNIT, EndpointHealth, Outlook, PriceCard, RouteHabits
+from gateway.types import COST_UNIT, EndpointHealth, Outlook, PriceCard
 
 Quote = Callable[..., PriceCard | None]
 """Prices of an endpoint by upstream model, time (seconds since the epoch) and input tokens, and by the keyword `team`
@@ -35,7 +35,6 @@ _SECONDS = 60.0
 _MAX_CARDS = 4096
 _MAX_TEAMS = 256
 _UNKNOWN = EndpointHealth()
-_NO_HABITS = RouteHabits()
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -70,10 +69,34 @@ def _least(values: Iterable[Decimal | float | None]) -> float:
     return min((float(value) for value in values if value is not None), default=math.inf)
 
 
-class Target(msgspec.Struct, frozen=True):
+class Standing(msgspec.Struct, frozen=True, eq=False):
+    """What follows from an endpoint's state and price card alone, for one target. Most of a policy's endpoints have the
+    same ones from one request to the next, and each card and state is an object of its own.
+
+    `rate`: of input, less what the provider is expected to have cached. `request`: in `UNITS`. `crowd`: by how much
+    longer everything takes. `is_over`: a limit of the policies that does not depend on the request.
+    """
+
+    state: EndpointHealth
+    card: PriceCard | None
+    rate: float
+    output: float
+    request: float
+    ttft: float | None
+    pace: float | None
+    in_flight: int
+    load: float
+    crowd: float
+    ejected_until: float
+    admitted: float
+    is_over: bool
+
+
+class Target(msgspec.Struct, eq=False):
     """An endpoint as one policy uses it. `tier`: 0 for the policy's own, 1 for those of its fallback, and so on.
 
-    `policies`: all whose constraints hold for it there. `seed`: of itself, for rendezvous hashing.
+    `policies`: all whose constraints hold for it there. `seed`: of itself, for rendezvous hashing. `is_as_asked`: it
+    sends on whatever model the client named. `standing`: the one that was worked out last.
     """
 
     id: str
@@ -84,12 +107,42 @@ class Target(msgspec.Struct, frozen=True):
     seed: int
     window: float  # tokens; unknown: without bound
     capacity: float
+    is_as_asked: bool
+    standing: Standing
 
     @classmethod
     def of(cls, endpoint: Endpoint, tier: int, policies: tuple[Policy, ...], seed: int) -> Target:
         window = math.inf if endpoint.context_window is None else float(endpoint.context_window)
         capacity = float(endpoint.max_in_flight or USUAL_CAPACITY)
-        return cls(endpoint.id, endpoint, tier, policies, Bounds.of(policies), seed, window, capacity)
+        bounds, is_as_asked = Bounds.of(policies), endpoint.model == AS_ASKED
+        nothing = _stand(bounds, capacity, _UNKNOWN, None)
+        return cls(endpoint.id, endpoint, tier, policies, bounds, seed, window, capacity, is_as_asked, nothing)
+
+
+def _stand(bounds: Bounds, capacity: float, state: EndpointHealth, card: PriceCard | None) -> Standing:
+    ttft, pace, load = state.ttft, state.seconds_per_token, state.in_flight / capacity
+    rate = output = request = 0.0
+    is_over = (ttft is not None and ttft > bounds.max_ttft) or (pace is not None and pace > bounds.max_pace)
+    if card is not None:
+        rate, output, request, share = card.input, card.output, card.request * 1e12, state.cache_share
+        is_over = is_over or rate > bounds.max_input or output > bounds.max_output
+        if share:
+            rate += (card.cache_read - rate) * share
+    return Standing(
+        state,
+        card,
+        rate,
+        output,
+        request,
+        ttft,
+        pace,
+        state.in_flight,
+        load,
+        1.0 + load,
+        state.ejected_until,
+        state.admitted,
+        is_over,
+    )
 
 
 class PriceTable:
@@ -107,17 +160,20 @@ class PriceTable:
         self._teams = tuple(teams)
         self._quote = quote
         self._minute = -math.inf
+        self._is_full = False
 
     def turn_to(self, at: float, team: str) -> None:
         """Before the cards of a request are asked for. `at`: seconds since the epoch."""
         minute = at // _SECONDS
-        if minute != self._minute or len(self.cards) >= _MAX_CARDS or len(self._by_team) >= _MAX_TEAMS:
-            self._minute = minute
+        if minute != self._minute or self._is_full:
+            self._minute, self._is_full = minute, False
             self._of_all.clear()
             self._by_team.clear()
-        self._team, self.cards = None, self._of_all
-        if self._teams and any(fnmatchcase(team, glob) for glob in self._teams):
-            self._team, self.cards = team, self._by_team.setdefault(team, {})
+        if self._teams:
+            self._team, self.cards = None, self._of_all
+            if any(fnmatchcase(team, glob) for glob in self._teams):
+                self._team, self.cards = team, self._by_team.setdefault(team, {})
+                self._is_full = len(self._by_team) >= _MAX_TEAMS
 
     def card(self, endpoint: Endpoint, asked: str, input_tokens: int) -> PriceCard | None:
         model = endpoint.model
@@ -129,6 +185,7 @@ class PriceTable:
             of_team = {} if self._team is None else {"team": self._team}
             card = self._quote(endpoint, named, at, input_tokens, **of_team)
             self.cards[key] = card
+            self._is_full = self._is_full or len(self.cards) >= _MAX_CARDS
         return card
 
 
@@ -144,19 +201,25 @@ class Weighing:
     def __init__(
         self, facts: Facts, outlook: Outlook, route: str, prices: PriceTable | None, now: float, rng: Random
     ) -> None:
-        habits = outlook.routes.get(route, _NO_HABITS)
+        habits = outlook.routes.get(route)
         counted = facts.counted_tokens
         rough = facts.input_tokens if counted is None else counted
-        self.input = rough if counted is not None or habits.input_ratio is None else round(rough * habits.input_ratio)
-        self.output = facts.expected_output(habits.output_for(facts.input_tokens))
-        self.waited = 0.0 if facts.stream else self.output
-        self._room = rough + max(0, facts.output_limit or 0)
+        mean: float | None = None
+        self.input = rough
+        if habits is not None:
+            mean = habits.output_for(facts.input_tokens)
+            if counted is None and habits.input_ratio is not None:
+                self.input = round(rough * habits.input_ratio)
+        self.output = output = facts.expected_output(mean)
+        self.waited = 0.0 if facts.stream else output
+        limit, left = facts.output_limit, facts.budget_left
+        self._room = rough if limit is None or limit < 0 else rough + limit
         self._facts = facts
         self._known = outlook.endpoints
         self._now = now
         self._rng = rng
         self._prices = prices
-        self._budget = None if facts.budget_left is None else max(0, int(facts.budget_left * UNITS))
+        self._budget = None if left is None else max(0, int(left * UNITS))
         wishes = facts.wishes
         self._price_wishes = wishes if wishes is not None and wishes.has_price_ceiling else None
         if prices is not None:
@@ -165,60 +228,59 @@ class Weighing:
     def weigh(self, targets: Iterable[Target]) -> tuple[list[Prospect], list[Prospect], list[Dropped]]:
         """Those that may serve, with all that is expected of them; those of them that are ejected, the score being when
         they return; and those that may not. In the order given."""
-        # Half of a decision's time is spent here: what is the same for all is in local names, and why an endpoint may
-        # not serve is worked out only where something speaks against it.
+        # Half of a decision's time is spent here: what is the same for all is in local names, what does not depend on
+        # the request in the standings, and why an endpoint may not serve is worked out only where something speaks
+        # against it.
         room, tokens, output, waited, now = self._room, self.input, self.output, self.waited, self._now
         known, prices, asked = self._known, self._prices, self._facts.model
         cards: Mapping[object, PriceCard | None] = {} if prices is None else prices.cards
         budget = math.inf if self._budget is None else self._budget
         is_strict = self._budget is not None or self._price_wishes is not None
+        has_ceiling = self._price_wishes is not None
         healthy: list[Prospect] = []
         ejected: list[Prospect] = []
         dropped: list[Dropped] = []
+        card: PriceCard | None = None
+        cost: int | None = None
         for target in targets:
-            id, bounds = target.id, target.bounds
+            id = target.id
             state = known.get(id, _UNKNOWN)
-            ttft, pace = state.ttft, state.seconds_per_token
-            card: PriceCard | None = None
-            cost: int | None = None
             if prices is not None:
-                card = cards.get(id, _MISSING)
+                card = cards.get((id, asked) if target.is_as_asked else id, _MISSING)
                 if card is None or not card.above < tokens <= card.up_to:
                     card = prices.card(target.endpoint, asked, tokens)
+            one = target.standing
+            if one.state is not state or one.card is not card:
+                one = target.standing = _stand(target.bounds, target.capacity, state, card)
             if card is None:
-                fits = not bounds.on_price and not is_strict
+                cost = None
+                fits = not is_strict and not target.bounds.on_price
             else:
-                rate, share = card.input, state.cache_share
-                if share:
-                    rate += (card.cache_read - rate) * share
-                price = (tokens * rate + output * card.output) * 1e6 + card.request * 1e12
+                price = (tokens * one.rate + output * one.output) * 1e6 + one.request
                 cost = int(price + 0.5) if price < _MOST else _MOST
-                fits = cost <= bounds.max_cost and cost <= budget and self._price_wishes is None
-                if bounds.on_price and fits:
-                    fits = card.input <= bounds.max_input and card.output <= bounds.max_output
-            if (
-                not fits
-                or room > target.window
-                or (ttft is not None and ttft > bounds.max_ttft)
-                or (pace is not None and pace > bounds.max_pace)
-            ) and (why := self._why_not(target, cost, card, state)) is not None:
+                fits = cost <= budget and cost <= target.bounds.max_cost and not has_ceiling
+            if (one.is_over or not fits or room > target.window) and (
+                why := self._why_not(target, cost, card, state)
+            ) is not None:
                 dropped.append(Dropped(id, *why))
                 continue
-            in_flight = state.in_flight
-            load = in_flight / target.capacity
-            seconds = -1.0
+            ttft, seconds = one.ttft, -1.0
             if ttft is not None:
                 if not waited:
-                    seconds = ttft * (1.0 + load)
-                elif pace is not None:
-                    seconds = (ttft + pace * waited) * (1.0 + load)
-            is_out = state.ejected_until > now or (state.admitted < 1.0 and self._rng.random() >= state.admitted)
-            prospect = Prospect(id, target.tier, cost, ttft, pace, seconds, in_flight, load, target.seed, is_out)
-            if is_out:
-                prospect.score = max(now, state.ejected_until)
+                    seconds = ttft * one.crowd
+                elif one.pace is not None:
+                    seconds = (ttft + one.pace * waited) * one.crowd
+            until = one.ejected_until
+            if until > now or (one.admitted < 1.0 and self._rng.random() >= one.admitted):
+                prospect = Prospect(
+                    id, target.tier, cost, ttft, one.pace, seconds, one.in_flight, one.load, target.seed, True
+                )
+                prospect.score = max(now, until)
                 ejected.append(prospect)
             else:
-                healthy.append(prospect)
+                healthy.append(
+                    Prospect(id, target.tier, cost, ttft, one.pace, seconds, one.in_flight, one.load, target.seed)
+                )
         return healthy, ejected, dropped
 
     def _why_not(self, target: Target, cost: int | None, card: PriceCard | None, state: EndpointHealth) -> Why | None:

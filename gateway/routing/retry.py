@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from random import Random
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, TypeGuard
+
+import msgspec
 
 from gateway.config.model import Endpoint, Retry
 from gateway.errors import EmptyAnswer, UpstreamError, UpstreamStatus, UpstreamTimeout
@@ -183,7 +185,7 @@ def _bounded(seconds: float) -> float:
 # The order of things
 
 
-class Turn(NamedTuple):
+class Turn(msgspec.Struct, frozen=True, gc=False):
     """Whose turn it is. `at`: loop time before which the endpoint is not to be asked; 0: at once."""
 
     candidate: Candidate
@@ -196,6 +198,8 @@ class Agenda:
     `total_at`: loop time at which the request is over: no turn begins after it.
     """
 
+    __slots__ = ("_candidates", "_endpoints", "_later", "_list", "_retry", "_rng", "_total_at", "_tries")
+
     def __init__(
         self,
         candidates: Sequence[Candidate],
@@ -204,7 +208,8 @@ class Agenda:
         total_at: float,
         rng: Random,
     ) -> None:
-        self._waiting = deque(map(Turn, candidates))
+        self._candidates = candidates
+        self._list: deque[Turn] | None = None
         self._later: list[Turn] = []  # come again after all others
         self._tries: dict[str, int] = {}
         self._endpoints = endpoints
@@ -212,10 +217,20 @@ class Agenda:
         self._total_at = total_at
         self._rng = rng
 
+    @property
+    def _waiting(self) -> deque[Turn]:
+        """Those whose turn comes. Most requests need the first alone, so the list is made when more is asked of it."""
+        if self._list is None:
+            self._list = deque(map(Turn, self._candidates))
+        return self._list
+
     def next(self) -> Turn | None:
         """Takes the next turn; None: nothing is left to try."""
-        if self._waiting:
-            return self._waiting.popleft()
+        if self._list is None and self._candidates:
+            first, self._candidates = self._candidates[0], self._candidates[1:]
+            return Turn(first)
+        if self._list:
+            return self._list.popleft()
         if not self._later:
             return None
         turn = min(self._later, key=_time_of)  # of equals the first that failed
@@ -277,13 +292,13 @@ class Agenda:
         return verdict
 
     def stop(self) -> None:
-        self._waiting.clear()
+        self._list = deque()
         self._later.clear()
 
     def _keep_larger(self, failed: Endpoint) -> None:
         turns = [turn for turn in self._waiting if is_larger(self._endpoints[turn.candidate.endpoint], failed)]
         later = [turn for turn in self._later if is_larger(self._endpoints[turn.candidate.endpoint], failed)]
-        self._waiting, self._later = deque(turns), later
+        self._list, self._later = deque(turns), later
 
 
 def _time_of(turn: Turn) -> float:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from operator import attrgetter
 from random import Random
 
@@ -27,6 +26,8 @@ OPTIMISM = 0.5
 """Of the median of the known ones: what is assumed of an endpoint that nobody tries just now."""
 ALIKE = 1.2
 """Endpoints whose expected time is within this factor of the best one are as good as it; their load decides."""
+_KNUTH = 0x9E3779B97F4A7C15
+_64_BITS = 0xFFFFFFFFFFFFFFFF
 _NEXT_TO_NOTHING = 1e-3
 """Of the highest: the lowest counts as that much at least, or nothing could be compared with what is free."""
 USUAL_CAPACITY = 64
@@ -76,12 +77,19 @@ def by_priority(pool: list[Prospect], asked: Asked) -> None:
 def by_cost(pool: list[Prospect], asked: Asked) -> None:
     """Cheapest first, unknown prices last; ties by expected time, then in the policy's order."""
     for prospect in pool:
-        prospect.strain = math.inf if prospect.cost is None else prospect.cost
+        cost = prospect.cost
+        prospect.strain = math.inf if cost is None else cost
     pool.sort(key=_by_strain)
-    if any([one.strain == next.strain for one, next in pairwise(pool)]):
-        for prospect, seconds in zip(pool, _expected_seconds(pool, asked), strict=True):
-            prospect.score = seconds
-        pool.sort(key=_by_strain_and_score)
+    last = -1.0
+    for prospect in pool:
+        if prospect.strain == last:
+            break
+        last = prospect.strain
+    else:
+        return
+    for prospect, seconds in zip(pool, _expected_seconds(pool, asked), strict=True):
+        prospect.score = seconds
+    pool.sort(key=_by_strain_and_score)
 
 
 def by_latency(pool: list[Prospect], asked: Asked) -> None:
@@ -166,7 +174,8 @@ def choose_sticky(pool: Sequence[Prospect], key: int, weights: Mapping[str, floa
     if not weights:
         highest = -1
         for prospect in pool:
-            bits = _mixed(key ^ prospect.seed)
+            bits = key ^ prospect.seed
+            bits = ((bits ^ (bits >> 32)) * _KNUTH) & _64_BITS  # as `_mixed`: a call for each would take as long again
             if bits > highest:
                 best, highest = prospect, bits
         return best
@@ -188,7 +197,7 @@ def uniform(bits: int) -> float:
 def _mixed(bits: int) -> int:
     """For two hashes combined by XOR, which alone would order all endpoints alike: Knuth's multiplicative hashing ("The
     Art of Computer Programming", volume 3, section 6.4)."""
-    return ((bits ^ (bits >> 32)) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    return ((bits ^ (bits >> 32)) * _KNUTH) & _64_BITS
 
 
 def _spread(pool: list[Prospect], rng: Random) -> None:

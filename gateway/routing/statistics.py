@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from math import ceil, log
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -57,7 +58,7 @@ Number = Literal["ttft", "cache_share", "output_tokens", "input_ratio"]
 T = TypeVar("T")
 
 
-class Observation(msgspec.Struct, frozen=True):
+class Observation(msgspec.Struct, frozen=True, gc=False):
     """One attempt that served. `wall`: when it ended. `seconds_per_token`: between first content and the end, for each
     output token; None where the answer came whole, and `ttft` is then the time to all of it. `input_tokens`: all of
     them, `cached_tokens` included. Tokens are None where nobody counted; unless `is_reported` by the provider, they
@@ -92,9 +93,10 @@ class Sketch(msgspec.Struct, omit_defaults=True):
         return self.total / weight if weight else None
 
     def add(self, value: float, weight: float = 1.0) -> None:
-        value = min(max(value, MIN_VALUE), MAX_VALUE)
-        bucket = math.ceil(math.log(value) * _PER_LOG)
-        self.counts[bucket] = self.counts.get(bucket, 0.0) + weight
+        if not MIN_VALUE <= value <= MAX_VALUE:
+            value = min(max(value, MIN_VALUE), MAX_VALUE)
+        bucket, counts = ceil(log(value) * _PER_LOG), self.counts
+        counts[bucket] = counts.get(bucket, 0.0) + weight
         self.total += value * weight
 
     def quantiles(self, *shares: float) -> list[float] | None:
@@ -168,7 +170,7 @@ class EndpointStatistics(msgspec.Struct, omit_defaults=True):
         ttft, pace, output = observation.ttft, observation.seconds_per_token, observation.output_tokens
         if pace is not None:
             self.seconds_per_token.add(pace, weight)
-        elif output and (usual := self.seconds_per_token.mean) is not None:
+        elif output and self.seconds_per_token.counts and (usual := self.seconds_per_token.mean) is not None:
             # A whole answer: without the time for its tokens, or long answers would pass for slow beginnings.
             ttft = max(ttft - usual * min(output, MAX_TOKENS), MIN_VALUE)
         self.ttft.add(ttft, weight)
@@ -176,8 +178,8 @@ class EndpointStatistics(msgspec.Struct, omit_defaults=True):
         inputs, cached = observation.input_tokens, observation.cached_tokens
         if observation.is_reported and inputs and cached is not None:
             self.cache_samples += weight
-            self.input_tokens += min(inputs, MAX_TOKENS) * weight
-            self.cached_tokens += min(max(cached, 0), inputs, MAX_TOKENS) * weight
+            self.input_tokens += (inputs if inputs <= MAX_TOKENS else MAX_TOKENS) * weight
+            self.cached_tokens += (min(max(cached, 0), inputs, MAX_TOKENS) if cached else 0) * weight
 
     def merge(self, other: EndpointStatistics, share: float = 1.0) -> None:
         if other.heard_at >= self.heard_at:
@@ -234,17 +236,22 @@ class RouteStatistics(msgspec.Struct, omit_defaults=True):
     def observe(self, observation: Observation, weight: float) -> None:
         self.heard_at = observation.wall
         self.samples += weight
-        inputs, output = observation.input_tokens, observation.output_tokens
+        inputs, output, rough = observation.input_tokens, observation.output_tokens, observation.rough_input_tokens
+        if rough > MAX_TOKENS:
+            rough = MAX_TOKENS
         if output is not None:
+            if not 0 <= output <= MAX_TOKENS:
+                output = min(max(output, 0), MAX_TOKENS)
+            tokens = output / max(observation.choices, 1) * weight
             self.output_samples += weight
-            tokens = min(max(output, 0), MAX_TOKENS) / max(observation.choices, 1) * weight
             self.output_sum += tokens
-            alike = self._alike(size_of(min(observation.rough_input_tokens, MAX_TOKENS)))
+            size = size_of(rough)
+            alike = self.by_size.get(size) or self._alike(size)
             alike.samples += weight
             alike.tokens += tokens
-        if inputs and observation.rough_input_tokens > 0:
-            self.input_sum += min(inputs, MAX_TOKENS) * weight
-            self.rough_sum += min(observation.rough_input_tokens, MAX_TOKENS) * weight
+        if inputs and rough > 0:
+            self.input_sum += (inputs if inputs <= MAX_TOKENS else MAX_TOKENS) * weight
+            self.rough_sum += rough * weight
 
     def merge(self, other: RouteStatistics, share: float = 1.0) -> None:
         self.heard_at = max(self.heard_at, other.heard_at)
@@ -306,10 +313,12 @@ class Learned(msgspec.Struct, omit_defaults=True):
     routes: Annotated[dict[Name, RouteStatistics], Meta(max_length=MAX_ENTRIES)] = {}
 
     def succeed(self, endpoint: str, observation: Observation) -> None:
-        weight = self._weight_of(observation.wall)
-        self._endpoint(endpoint, observation.wall).observe(observation, weight)
+        wall = observation.wall
+        weight = self._weight_of(wall)
+        (self.endpoints.get(endpoint) or self._endpoint(endpoint, wall)).observe(observation, weight)
         if observation.is_reported:
-            self._route(observation.route, observation.wall).observe(observation, weight)
+            route = observation.route
+            (self.routes.get(route) or self._route(route, wall)).observe(observation, weight)
         self.observed += 1
 
     def fail(self, endpoint: str, wall: float) -> None:
@@ -367,9 +376,11 @@ class Learned(msgspec.Struct, omit_defaults=True):
         return bool(old or gone)
 
     def _weight_of(self, wall: float) -> float:
-        if wall - self.at > REBASE_AFTER * self.half_life or wall < self.at - CLOCK_STEP:
+        since = wall - self.at
+        if since > REBASE_AFTER * self.half_life or since < -CLOCK_STEP:
             self.advance(wall)
-        return float(2.0 ** ((wall - self.at) / self.half_life))
+            since = wall - self.at
+        return float(2.0 ** (since / self.half_life))
 
     def _endpoint(self, name: str, since: float) -> EndpointStatistics:
         found = self.endpoints.get(name)

@@ -26,6 +26,8 @@ INPUT_BUCKETS = (
 """Of input that was not read from a cache."""
 
 _columns = decisions.c
+BODY = func.coalesce(cast(_columns.body, Text), cast(_columns.earlier_body, Text))
+"""The JSON of a decision."""
 _events = usage_events.c
 _ATTEMPT = (
     "request_id",
@@ -94,23 +96,12 @@ class Speed(NamedTuple):
     cache_share: float | None
 
 
-def find(engine: Engine, request_id: str) -> dict[str, Any] | None:
-    """One decision's body; None: there is none of that id. Fractions are `Decimal`."""
+def find_json(engine: Engine, request_id: str) -> bytes | None:
+    """One decision, the JSON that was written; None: there is none of that id."""
     if not request_id.isprintable():  # no id is, and PostgreSQL refuses to compare with a zero byte
         return None
     with engine.connect() as connection:
-        body: dict[str, Any] | None = connection.execute(
-            select(_columns.body).where(_columns.request_id == request_id)
-        ).scalar()
-        return body
-
-
-def find_json(engine: Engine, request_id: str) -> bytes | None:
-    """The same as JSON."""
-    if not request_id.isprintable():
-        return None
-    with engine.connect() as connection:
-        body = connection.execute(select(cast(_columns.body, Text)).where(_columns.request_id == request_id)).scalar()
+        body: str | None = connection.execute(select(BODY).where(_columns.request_id == request_id)).scalar()
         return None if body is None else body.encode()
 
 
@@ -128,7 +119,7 @@ def read_since(engine: Engine, since: datetime | None, until: datetime | None) -
     Raises `StoreError`. What is written while it reads may be seen or not.
     """
     query = (
-        select(_columns.at, _columns.request_id, cast(_columns.body, Text))
+        select(_columns.at, _columns.request_id, BODY)
         .where(*_period(since, until))
         .order_by(_columns.at, _columns.request_id)
         .limit(PAGE)

@@ -61,6 +61,10 @@ SETTINGS: Mapping[str, str] = {
     "max_parallel_workers_per_gather": "0",
     "max_parallel_maintenance_workers": "0",
     "io_method": "sync",  # the default keeps three more processes
+    "max_logical_replication_workers": "0",  # their launcher is one
+    # Both wake up five times a second by default, and nobody waits for them: commits write their log themselves.
+    "bgwriter_delay": "1s",
+    "wal_writer_delay": "1s",
     "jit": "off",
     "log_min_messages": "warning",
     "log_checkpoints": "off",

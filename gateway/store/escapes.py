@@ -29,6 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from gateway.store.decisions import BODY as DECISION_BODY
 from gateway.store.tables import decisions, escapes, usage_events
 from gateway.types import BUCKETS, Usage
 
@@ -212,7 +213,7 @@ def read_served(engine: Engine, sources: Sequence[str], since: datetime, until: 
             *(events[name] for name in names),
             *(events[bucket] for bucket in BUCKETS),
             events.cost_usd,
-            cast(decisions.c.body, Text).label("decision"),
+            DECISION_BODY.label("decision"),
         )
         .outerjoin(decisions, decisions.c.request_id == events.request_id)
         .where(

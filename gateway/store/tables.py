@@ -23,7 +23,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 from gateway.types import BUCKETS
 
@@ -324,7 +324,8 @@ decisions = Table(
     Column("policy_version", Text, nullable=False),
     Column("endpoint", Text),  # the first candidate; null: nobody may serve it
     Column("refusal", Text),  # the code of the error that the client got instead of an attempt
-    Column("body", JSONB, nullable=False),
+    Column("earlier_body", JSONB),  # of rows that were written before `body` was
+    Column("body", JSON),
     Index(None, "at"),
 )
 

@@ -39,11 +39,13 @@ class UpstreamClient:
         *,
         read_deadline: ReadDeadline | None = None,
         on_sent: Callable[[UpstreamResponse], None] | None = None,
+        is_whole: bool = False,
     ) -> UpstreamResponse:
         """Returns when the headers are complete; redirects and error statuses are returned like any other answer.
 
         `read_deadline` bounds connecting and the wait for headers, and stays set on the response. `on_sent` is called
-        when the request has been written, and once more if that was in vain and it is written again.
+        when the request has been written, and once more if that was in vain and it is written again. `is_whole`: the
+        caller can use nothing but the whole answer, and is woken once, when that is here, or is more than is buffered.
 
         A connection out of the pool that ends before a byte of the answer is taken for one that the upstream had
         closed before it saw the request: the request is sent once more, on a new connection.
@@ -51,23 +53,34 @@ class UpstreamClient:
         Raises ConnectFailed, UpstreamTimeout, UpstreamDisconnected, UpstreamProtocolError. Cancelled, it closes its
         connection.
         """
-        pool = self._pool(request.origin)
+        pool = self._pools.get(request.origin)
+        if pool is None or self._closed:
+            pool = self._pool(request.origin)
         now = asyncio.get_running_loop().time()
-        if now >= deadlines.total_at:
+        total_at = deadlines.total_at
+        if now >= total_at:
             raise UpstreamTimeout("total", 0)
-        connection = pool.take(now)
-        if connection is not None:
-            response = await _exchange(connection, request, deadlines.total_at, read_deadline, on_sent, now)
+        connection, is_fresh = pool.take(now), False
+        while True:
+            if connection is None:
+                connection = await self._open(pool, deadlines, read_deadline, now, fresh=is_fresh)
+                is_fresh = True
+            response = connection.begin(request, now, total_at, is_whole=is_whole)
+            if read_deadline is not None:
+                response.set_read_deadline(*read_deadline)
+            try:
+                if on_sent is not None:
+                    on_sent(response)
+                await response.wait()
+            except BaseException:
+                response.close()
+                raise
             if response.status:
                 return response
             error = _error_of(response)
-            if not isinstance(error, UpstreamDisconnected) or error.received:
+            if is_fresh or not isinstance(error, UpstreamDisconnected) or error.received:
                 raise error
-        connection = await self._open(pool, deadlines, read_deadline, now, fresh=connection is not None)
-        response = await _exchange(connection, request, deadlines.total_at, read_deadline, on_sent, now)
-        if response.status:
-            return response
-        raise _error_of(response)
+            connection, is_fresh = None, True
 
     async def send_stream(
         self,
@@ -184,28 +197,6 @@ class UpstreamClient:
             context.set_alpn_protocols(["http/1.1"])
             self._contexts[ca_file] = context
         return context
-
-
-async def _exchange(
-    connection: Connection,
-    request: UpstreamRequest,
-    total_at: float,
-    read_deadline: ReadDeadline | None,
-    on_sent: Callable[[UpstreamResponse], None] | None,
-    now: float,
-) -> UpstreamResponse:
-    """Afterwards the response has a status or an error."""
-    response = connection.begin(request, now, total_at)
-    if read_deadline is not None:
-        response.set_read_deadline(*read_deadline)
-    if on_sent is not None:
-        try:
-            on_sent(response)
-        except BaseException:
-            response.close()
-            raise
-    await response.wait()
-    return response
 
 
 def _error_of(response: UpstreamResponse) -> UpstreamError:

@@ -45,6 +45,10 @@ class Connection(asyncio.Protocol):
         self._upload_waiter: asyncio.Future[None] | None = None
         self._uploading = False  # a streamed request is not written to its end
         # one message
+        self._pieces: list[bytes] = []  # of its body, out of the bytes that the parser is being fed
+        self._own_pieces = 0  # how many of them are not of a message behind it
+        # A stream brings a piece with each event, many in one read: the parser appends them without a frame of Python.
+        self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_done = False
@@ -180,9 +184,13 @@ class Connection(asyncio.Protocol):
 
     # -- the request ----------------------------------------------------------------------------------------------
 
-    def begin(self, request: UpstreamRequest, now: float, total_at: float) -> UpstreamResponse:
-        """Writes the request; the answer's headers are complete when `response.wait()` left a status or an error."""
+    def begin(self, request: UpstreamRequest, now: float, total_at: float, *, is_whole: bool) -> UpstreamResponse:
+        """Writes the request; the answer's headers are complete when `response.wait()` left a status or an error.
+
+        `is_whole`: see `UpstreamClient.send`.
+        """
         response = self.expect(request, now, total_at)
+        response.wants_news = not is_whole
         transport = self._transport
         assert transport is not None
         head = request_head(request, self._pool.host_line)
@@ -240,31 +248,47 @@ class Connection(asyncio.Protocol):
             return
         self.received = True
         self._fed = len(data)
-        before = response.buffered
+        error: UpstreamError | None = None
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if not self._done:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as reason:
+            if self._done:
+                self._extra = True
+            else:
                 # llhttp's own reasons are fixed sentences; they quote nothing of the answer.
-                self._fail(self._failure or UpstreamProtocolError(f"answer is not HTTP/1.1: {error}"))
-                return
-            self._extra = True
-        if self._done:
-            self._release(response)
-            return
-        if response.buffered > before:
+                error = self._failure or UpstreamProtocolError(f"answer is not HTTP/1.1: {reason}")
+        pieces = self._pieces
+        if self._done and (self._no_body or len(pieces) > self._own_pieces):
+            self._leave_own(pieces)
+        if pieces:
             self._overhead = 0
+            response.receive(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            pieces.clear()
             if response.buffered > self._limits.read_high_water:
                 self._pause_reading()
-        else:
-            self._overhead += len(data)
-            if self._overhead > self._limits.max_header_bytes:
-                self._fail(UpstreamProtocolError(f"more than {self._limits.max_header_bytes} bytes without body"))
-                return
-        if self._head_done:
-            if self._upload_waiter is not None:
-                self._wake_upload()
+        elif not self._done:
+            error = error or self._count_overhead(len(data))
+        if error is not None:
+            self._fail(error)
+        elif self._done:
+            self._release(response)
+        elif self._head_done and (response.wants_news or self._reading_paused):
+            self._wake_upload()
             response.wake()
+
+    def _count_overhead(self, size: int) -> UpstreamError | None:
+        self._overhead += size
+        if self._overhead <= self._limits.max_header_bytes:
+            return None
+        return UpstreamProtocolError(f"more than {self._limits.max_header_bytes} bytes without body")
+
+    def _leave_own(self, pieces: list[bytes]) -> None:
+        """Takes away what does not belong to the message that is done."""
+        if self._no_body:
+            self._own_pieces = 0
+        if len(pieces) > self._own_pieces:
+            self._extra = True
+            del pieces[self._own_pieces :]
 
     def on_message_begin(self) -> None:
         if self._done:
@@ -306,19 +330,12 @@ class Connection(asyncio.Protocol):
         response.headers = headers
         response.status = status
 
-    def on_body(self, data: bytes) -> None:
-        response = self.response
-        if self._done or response is None:
-            self._extra = True
-            return
-        response.chunks.append(data)
-        response.buffered += len(data)
-
     def on_message_complete(self) -> None:
         if self._interim:
             self._interim = False
         elif not self._done:
             self._done = True
+            self._own_pieces = len(self._pieces)
             self._keep_alive = self._keeps_alive()
 
     def _check_head(self, headers: list[tuple[bytes, bytes]]) -> tuple[bool, bool]:
@@ -365,7 +382,8 @@ class Connection(asyncio.Protocol):
             return
         if self._no_body:
             self._parser = httptools.HttpResponseParser(self)
-        self.resume_reading()  # TLS still delivers what it had decrypted when reading was paused, and that was the end
+        if self._reading_paused:
+            self.resume_reading()  # TLS still delivered what it had decrypted by then, and that was the end
         self.reused = True
         self._idle_until = self.loop.time() + self._limits.idle_seconds
         if self.timer_at == NEVER:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from copy import copy
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -87,7 +86,7 @@ class UpstreamRequest(msgspec.Struct, repr_omit_defaults=True):
 
     def with_body(self, body: bytes) -> UpstreamRequest:
         """The same request with another body; what was checked is not checked again."""
-        request = copy(self)
+        request: UpstreamRequest = self.__copy__()  # type: ignore[attr-defined]  # every struct has it; no stub says so
         request.body = body
         return request
 
@@ -155,15 +154,9 @@ def _latin1(text: str | bytes) -> bytes | None:
 def request_head(request: UpstreamRequest, host_line: bytes) -> bytes:
     """Request line and headers, up to and with the empty line (RFC 9112, 2.1), for a body of known length."""
     length = len(request.body)
-    if length or request.method in _LENGTH_ALWAYS:
-        return b"%b %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (
-            request.method,
-            request.target,
-            host_line,
-            request.headers,
-            length,
-        )
-    return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (request.method, request.target, host_line, request.headers)
+    framing = b"content-length: %d\r\n\r\n" % length if length or request.method in _LENGTH_ALWAYS else b"\r\n"
+    # Joined: to fill in a pattern took as long as everything else that is done to send a request.
+    return b"".join((request.method, b" ", request.target, b" HTTP/1.1\r\n", host_line, request.headers, framing))
 
 
 def streamed_head(request: UpstreamRequest, host_line: bytes, length: int | None) -> bytes:

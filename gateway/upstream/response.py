@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway.errors import Phase, UpstreamDisconnected, UpstreamError, UpstreamProtocolError, UpstreamTimeout
@@ -25,6 +26,7 @@ class UpstreamResponse:
         "_read_phase",
         "_read_since",
         "_started",
+        "_taker",
         "_total_at",
         "_waiter",
         "buffered",
@@ -35,6 +37,7 @@ class UpstreamResponse:
         "error",
         "headers",
         "status",
+        "wants_news",
     )
 
     def __init__(self, connection: Connection, started: float, total_at: float) -> None:
@@ -47,6 +50,8 @@ class UpstreamResponse:
         self.buffered = 0  # bytes in `chunks`
         self.decoder: Decoder | None = None
         self.error: UpstreamError | None = None
+        self.wants_news = True  # its reader is to be woken by whatever comes, not only by the end
+        self._taker: Callable[[bytes], bool] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._started = started
         self._total_at = total_at
@@ -79,6 +84,30 @@ class UpstreamResponse:
         if self._waiter is not None and self._read_at < connection.timer_at:
             connection.arm(self._read_at)
 
+    def extend_read_deadline(self, now: float, seconds: float) -> None:
+        """Moves it to so many seconds from now. For those who are told by `relay` what comes."""
+        self._read_at = now + seconds
+        self._read_since = now
+
+    async def relay(self, take: Callable[[bytes], bool]) -> None:
+        """Gives all that comes to `take`, b"" at the end of the body, until it returns False.
+
+        As a rule it is called from where the connection received the bytes, without waking this task: that is most of
+        what a piece of a stream would cost. `take` must neither raise nor close. Raises as `next_chunk`.
+        """
+        while True:
+            if self.chunks or self.decoder is not None or self.complete or self.error is not None:
+                if not take(await self.next_chunk()):
+                    return
+                continue
+            self._taker, self.wants_news = take, False
+            try:
+                await self.wait()
+                if self._taker is None:
+                    return
+            finally:
+                self._taker, self.wants_news = None, True
+
     async def read(self, max_bytes: int) -> bytes:
         """The whole body, decoded. Over `max_bytes`: the connection is closed, UpstreamProtocolError.
 
@@ -97,6 +126,12 @@ class UpstreamResponse:
                 self.close()
                 raise UpstreamProtocolError(f"body is longer than {max_bytes} bytes")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_at_once(self, max_bytes: int) -> bytes | None:
+        """The whole body, where it is here and not coded; else None, and `read` says why."""
+        if not self.complete or self.decoder is not None or self.buffered > max_bytes:
+            return None
+        return self._take()
 
     async def next_chunk(self) -> bytes:
         """All that was received since the last call, as soon as there is something; b"" at the end of the body.
@@ -149,6 +184,15 @@ class UpstreamResponse:
         return data
 
     # -- called by the connection and the client ------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Bytes of the body, as they came."""
+        if self._taker is None:
+            self.chunks.append(data)
+            self.buffered += len(data)
+        elif not self._taker(data):
+            self._taker = None
+            self.wake()
 
     async def wait(self) -> None:
         """Until headers, body bytes, the end or an error came. Cancelled: closes."""

@@ -91,7 +91,7 @@ def size(counted: int | None = None, limit: int | None = None, choices: int = 1,
 
 def test_a_request_has_no_more_tokens_than_bytes() -> None:
     plain = size()
-    assert plain == (
+    assert plain == Size(
         len(json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]})) + FRAME,
         1,
         None,
@@ -101,7 +101,7 @@ def test_a_request_has_no_more_tokens_than_bytes() -> None:
     assert size(tools=[tool]).input > plain.input + 500 + TOOLS_FRAME
     assert size(counted=10).input == 11 + FRAME
     assert size(counted=10_000).input == plain.input
-    assert size(limit=-5, choices=0) == (plain.input, 1, None, False)
+    assert size(limit=-5, choices=0) == Size(plain.input, 1, None, False)
 
 
 def test_media_count_by_the_piece() -> None:

@@ -13,10 +13,11 @@ import msgspec
 import pytest
 
 from gateway.accounting import entry as entry_module
-from gateway.accounting.entry import NOTHING, UNKNOWN, Books, Charge, Context, Entry, new_event_id
+from gateway.accounting.entry import NOTHING, UNKNOWN, Books, Charge, Context, Entry
 from gateway.accounting.prices import PriceBook
 from gateway.config.model import Endpoint, LedgerSettings
-from gateway.ledger.record import DOUBT, read_event, read_line
+from gateway.ledger.identifiers import EventIds
+from gateway.ledger.record import DOUBT, DROPPED, MAX_RECORD, read_event, read_line, write_begun, write_settled
 from gateway.ledger.spool import Spool
 from gateway.protocols.chat.wire import CHAT_PROTOCOL
 from gateway.protocols.inbound import Inbound
@@ -91,6 +92,74 @@ def test_a_row_names_its_gateway_and_organisation(books: Books, spool: Spool, tm
         )
         assert event.tags == {"env": "prod", "hatchway.role": "shadow"}
     assert (begun.service_tier, row.service_tier) == (None, "priority")
+
+
+def lines(directory: Path) -> list[bytes]:
+    (path,) = directory.glob("*.spool")
+    return [read_line(line).json for line in path.read_bytes().splitlines(keepends=True)[1:]]
+
+
+@pytest.mark.parametrize(
+    ("charge", "ending"),
+    [
+        (
+            Charge(Usage(1, 2, 3, 4, 5, 6, 7, 8, 9), True, msgspec.Raw(b'{"total_tokens": 45}')),
+            {"service_tier": "flex"},
+        ),
+        (UNKNOWN, {"error_type": "timeout_total", "ttft": None}),
+        (NOTHING, {"error_type": "connect_failed", "ttft": None}),
+    ],
+    ids=["priced", "unknown", "nothing"],
+)
+def test_a_record_spliced_of_parts_is_that_of_the_whole_row(
+    books: Books, spool: Spool, tmp_path: Path, charge: Charge, ending: dict[str, Any]
+) -> None:
+    for tags in (None, {"hatchway.role": "hedge"}):
+        entry = open_entry(books, inbound(stream=True), tags=tags, max_cost=MAX)
+        entry.settle("ok", charge, **{"ttft": 0.0123456, "duration": 1.2345678, **ending})
+    written = lines(tmp_path)
+    assert written == [
+        whole(read_event(json)) for json, whole in zip(written, [write_begun, write_settled] * 2, strict=True)
+    ]
+    row = read_event(written[-1])
+    assert (row.usage, row.raw_usage) == (charge.usage or Usage(), charge.raw_usage)
+    assert (row.status, row.error_type, row.service_tier) == (
+        "ok",
+        ending.get("error_type"),
+        ending.get("service_tier"),
+    )
+    assert (row.duration_ms, row.ttft_ms) == (1234.568, None if "ttft" in ending else 12.346)
+    assert row.ended_at - row.started_at == timedelta(microseconds=1_234_568)
+    assert (row.stream, row.attempt, row.upstream_model, row.model) == (True, 1, "m-1", "m")
+
+
+def test_what_cannot_be_written_costs_itself_and_not_the_row(books: Books, spool: Spool, tmp_path: Path) -> None:
+    reported = Charge(Usage(input_tokens=10, output_tokens=5), True, msgspec.Raw(b"{no json"))
+    entry = open_entry(books, at=msgspec.structs.replace(endpoint(PRICED), region="eu\ud800"))
+    entry.settle("ok", reported, 0.1, 1.0)
+    huge = open_entry(books, tags={"big": "x" * MAX_RECORD})
+    huge.settle("error", UNKNOWN, None, 1.0, "e\ud800")
+    begun, row, huge_begun, huge_row = records(spool, tmp_path)
+    assert (begun.region, row.region, row.raw_usage, row.cost_usd) == ("eu?", "eu?", None, Decimal("0.00002"))
+    assert (begun.tags, row.tags) == (
+        {"env": "prod", DROPPED: "region"},
+        {"env": "prod", DROPPED: "raw_usage,region"},
+    )
+    assert (huge_begun.tags, huge_row.error_type) == ({DROPPED: "raw_usage,tags"}, "e?")
+
+
+def test_a_row_is_of_the_endpoint_as_it_is_now(books: Books, spool: Spool, tmp_path: Path) -> None:
+    """A configuration that was loaded anew has other endpoints by the same names."""
+    for region in ("eu", "us", "us"):
+        where = msgspec.structs.replace(endpoint(PRICED), region=region)
+        open_entry(books, at=where).settle("ok", NOTHING, None, 1.0)
+    assert [event.region for event in records(spool, tmp_path)] == ["eu", "eu", "us", "us", "us", "us"]
+
+
+def test_names_that_clients_invent_take_bounded_room(books: Books) -> None:
+    for number in range(entry_module._MAX_PLACES + 10):
+        open_entry(books, inbound(model=f"m-{number}"))
+    assert 0 < len(books._places) <= entry_module._MAX_PLACES
 
 
 MAX = Decimal("0.25")
@@ -236,18 +305,18 @@ def test_the_end_is_the_start_and_what_a_clock_that_nobody_sets_measured(
     assert (other.ended_at, other.duration_ms) == (other.started_at, 0.0)
 
 
-def test_ids_ascend_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry_module, "_clock", entry_module._Clock())
-    now = 1_700_000_000_000_000_000
+def test_ids_ascend_whatever_the_clock_says() -> None:
+    clock = EventIds()
+    now = 1_700_000_000_000_000
     ids = []
-    for step in (0, 0, 0, 1, -3_600_000_000_000, 0, 86_400_000_000_000, -1, 0):
+    for step in (0, 0, 0, 1, -3_600_000_000, 0, 86_400_000_000, -1, 0):
         now += step
-        monkeypatch.setattr(entry_module, "time_ns", lambda now=now: now)
-        ids += [new_event_id() for _ in range(50)]
+        ids += [clock.next(now) for _ in range(50)]
+    ids += [clock.next(now) for _ in range(10_000)]  # more than one millisecond has room for
     assert ids == sorted(ids)
     assert len(set(ids)) == len(ids)
     assert all(UUID(one).version == 7 and UUID(one).variant == "specified in RFC 4122" for one in ids)
-    assert int(ids[-1].replace("-", "")[:12], 16) == (1_700_000_000_000 + 86_400_000 - 3_600_000)
+    assert int(ids[449].replace("-", "")[:12], 16) == (1_700_000_000_000 + 86_400_000 - 3_600_000)
 
 
 async def test_durable_waits_for_the_disk_where_the_settings_say_so(

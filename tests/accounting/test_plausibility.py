@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.accounting.plausibility import Asked, doubt, unreadable
+from gateway.accounting.plausibility import Asked, doubt, is_ordinary, unreadable
 from gateway.protocols.base import MAX_TOKENS
 from gateway.types import Usage
 
@@ -117,3 +117,15 @@ def test_what_has_to_be_looked_up_is_asked_only_in_doubt() -> None:
 )
 def test_why_a_usage_object_was_not_taken(said: bytes, reason: str) -> None:
     assert unreadable(msgspec.Raw(said)) == reason
+
+
+@pytest.mark.parametrize(("usage", "said", "request_", "reason"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_what_cannot_be_true_is_not_ordinary(
+    usage: Usage, said: msgspec.Raw | None, request_: Asked, reason: str
+) -> None:
+    assert not is_ordinary(usage, said, request_.size)
+
+
+def test_a_short_answer_to_a_short_request_is_ordinary() -> None:
+    assert is_ordinary(Usage(input_tokens=10, output_tokens=5), raw(prompt_tokens=10, completion_tokens=5), 200)
+    assert not is_ordinary(Usage(input_tokens=10, output_tokens=5), None, 20_000)

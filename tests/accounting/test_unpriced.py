@@ -8,7 +8,7 @@ import pytest
 
 from gateway.accounting.entry import NOTHING, Books, Charge
 from gateway.ledger.spool import Spool
-from gateway.telemetry import MAX_UNPRICED, Metrics
+from gateway.telemetry.metrics import MAX_UNPRICED, Metrics
 from gateway.types import Usage
 from tests.accounting.test_entry import PRICED, books, endpoint, open_entry, spool  # noqa: F401  # fixtures
 

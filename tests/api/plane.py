@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gateway.asgi import create_server
 from gateway.config.document import read_document
 from gateway.config.settings import load_settings
 from gateway.control import ControlPlane, create_control_app
-from gateway.processes import create_server
 from gateway.publication import Publication
 from gateway.store.database import Database
 from gateway.upstream.client import UpstreamClient

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from time import time
 from typing import Any, get_args
 
 import pytest
 
+from gateway.api import auth
 from gateway.api.auth import LOCATOR_LENGTH, KeyRing
 from gateway.api.surfaces import SCOPES as NEEDED
 from gateway.api.surfaces import SURFACES
@@ -99,10 +101,23 @@ async def test_a_caller_has_the_key_s_terms() -> None:
     terms = {"cost_center": "CC", "budget": Budget(usd=1), "limits": RateLimit(requests=1), "scopes": ("chat",)}  # type: ignore[arg-type]
     ring = KeyRing(nobody)
     ring.replace([key_record(**terms)])
-    caller = await ring.authenticate(headers(KEY), "chat")
+    caller = ring.authenticate(headers(KEY), "chat")
     assert {name: getattr(caller, name) for name in terms} == terms
     with pytest.raises(PermissionDenied):
-        await ring.authenticate(headers(KEY), "models")
+        ring.authenticate(headers(KEY), "models")
+
+
+async def test_a_key_that_was_let_in_is_let_in_no_longer_than_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = KeyRing(nobody)
+    ring.replace([key_record(), key_record("hw_short", expires_at=datetime.now(UTC) + timedelta(hours=1))])
+    for _ in range(2):
+        assert ring.authenticate(headers(KEY)) is not None and ring.authenticate(headers("hw_short")) is not None
+    ring.replace([key_record("hw_short", expires_at=datetime.now(UTC) + timedelta(hours=1))])
+    assert ring.authenticate(headers(KEY)) is None
+    assert ring.authenticate(headers("hw_short")) is not None
+    monkeypatch.setattr(auth, "time", lambda: time() + 7200)
+    with pytest.raises(AuthenticationFailed, match="has expired"):
+        ring.authenticate(headers("hw_short"))
 
 
 async def nobody(digest: str) -> KeyRecord | None:
@@ -111,16 +126,17 @@ async def nobody(digest: str) -> KeyRecord | None:
 
 async def test_the_whole_hash_is_compared() -> None:
     """A hash that only begins like a key's, which nobody can make, would still not open it."""
-    digest = sha256(KEY.encode()).hexdigest()
-    almost = digest[:LOCATOR_LENGTH] + "".join("0" if digit != "0" else "1" for digit in digest[LOCATOR_LENGTH:])
+    digest, kept = sha256(KEY.encode()).hexdigest(), 2 * LOCATOR_LENGTH
+    almost = digest[:kept] + "".join("0" if digit != "0" else "1" for digit in digest[kept:])
 
     async def lookup(_: str) -> KeyRecord | None:
         return KeyRecord(hash=almost, key_id="key-1", team="t")
 
     for ring in (KeyRing(nobody), KeyRing(lookup)):
         ring.replace([KeyRecord(hash=almost, key_id="key-1", team="t")])
+        assert ring.authenticate(headers(KEY)) is None
         with pytest.raises(AuthenticationFailed):
-            await ring.authenticate(headers(KEY))
+            await ring.look_up(headers(KEY))
 
 
 async def test_both_secrets_open_a_key_that_is_rotated() -> None:
@@ -133,6 +149,7 @@ async def test_both_secrets_open_a_key_that_is_rotated() -> None:
             key_record("hw_older", expires_at=now - timedelta(seconds=1)),
         ]
     )
-    assert (await ring.authenticate(headers("hw_new"))).key_id == (await ring.authenticate(headers("hw_old"))).key_id
+    new, old = ring.authenticate(headers("hw_new")), ring.authenticate(headers("hw_old"))
+    assert new is not None and old is not None and new.key_id == old.key_id
     with pytest.raises(AuthenticationFailed, match="has expired"):
-        await ring.authenticate(headers("hw_older"))
+        ring.authenticate(headers("hw_older"))

@@ -266,7 +266,7 @@ async def test_head_has_no_body(gateway: Gateway, path: str, status: int) -> Non
 
 async def test_a_client_that_leaves_while_it_sends_is_nothing(gateway: Gateway, upstream: Upstream) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(post(b'{"model":', "content-length: 1000"))
+    writer.write(post(b'{"model":', "content-length: 100000"))
     async with asyncio.timeout(PATIENCE):
         await until(lambda: gateway.metric("hatchway_in_flight_requests"))
         writer.transport.abort()

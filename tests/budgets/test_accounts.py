@@ -83,6 +83,10 @@ def test_the_row_says_the_same_cost_center_and_organisation() -> None:
     assert cost_center_of(CONFIGURATION, Caller("k", "nowhere")) is None
     assert organisation_of(CONFIGURATION, CALLER) == "acme"
     assert organisation_of(CONFIGURATION, Caller("k", "bare")) is None
+    for caller in (CALLER, replace(CALLER, key_id="own", cost_center="own"), Caller("k", "nowhere")):
+        found = AccountBook().of(CONFIGURATION, caller, "m")
+        assert found.cost_center == cost_center_of(CONFIGURATION, caller)
+        assert found.organisation == organisation_of(CONFIGURATION, caller)
 
 
 def test_what_is_remembered_follows_keys_and_configuration() -> None:

@@ -15,6 +15,7 @@ import pytest
 from gateway.budgets import book as books
 from gateway.budgets.accounts import NO_ACCOUNTS, Accounts
 from gateway.budgets.book import BudgetBook, Reservation
+from gateway.budgets.messages import Left
 from gateway.budgets.periods import span_of
 from gateway.budgets.refusals import BudgetReserved, BudgetSpent, BudgetUnavailable
 from gateway.store.database import Database
@@ -291,17 +292,26 @@ async def test_at_the_end_of_a_period_the_next_one_pays_too(
     later.release()
 
 
-async def test_what_is_left_is_known_for_planning(world: World, book: BudgetBook) -> None:
-    from gateway.budgets.messages import Left
-
+@pytest.mark.parametrize("was_used", [False, True])
+async def test_what_is_left_is_known_for_planning(
+    world: World, book: BudgetBook, was_used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, of = team("10")
+    if was_used:
+        (await book.reserve(of, bound(), "e")).release()
     assert book.left(NO_ACCOUNTS) is None
     assert book.left(of) == 10
-    start = span_of("month", "UTC", datetime.now(UTC)).start.timestamp()
-    for known, expected in ((Left(start, 5 * 10**12), 5), (Left(start - 40 * 86_400, 0), 10)):
+    span = span_of("month", "UTC", datetime.now(UTC))
+    start = span.start.timestamp()
+    for known, expected in ((Left(start - 40 * 86_400, 0), 10), (Left(start, -5), 0), (Left(start, 5 * 10**12), 5)):
         await world.desk.tell({f"team:{name}": known})
         book.take_up(world.content)
         assert book.left(of) == expected
+    dearer = accounts(hard(f"team:{name}", "20"))  # a changed configuration, before anything is reserved under it
+    assert book.left(dearer) == 5
+    monkeypatch.setattr(books, "time", span.end.timestamp)
+    assert book.left(of) == 10
+    assert book.left(dearer) == (10 if was_used else 20)
 
 
 async def test_an_upstream_that_bills_more_is_reserved_for(world: World, book: BudgetBook) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
+
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.budgets.experience import UNPROVEN, Experience
+from gateway.budgets.money import units_of, usd_of
 from tests.budgets.world import bound
 
 
@@ -14,7 +19,7 @@ def test_before_anything_was_settled_much_is_reserved() -> None:
     of = bound(10)
     assert of.units is not None
     assert Experience().full("e", of) == of.units + 4_096 * of.per_token
-    free_output = bound(10)._replace(per_token=0)
+    free_output = msgspec.structs.replace(bound(10), per_token=0)
     assert Experience().full("e", free_output) == UNPROVEN * (free_output.units or 0)
 
 
@@ -46,6 +51,32 @@ def test_what_was_billed_once_is_reserved_for_the_same_request(seen: list[tuple[
             cut = experience.limit("e", of, amount)
             assert 1 <= cut <= of.limit
             assert of.fixed + cut * of.per_token <= max(amount, of.fixed + of.per_token)
+
+
+@given(st.lists(st.tuples(st.sampled_from((10, 11, 200, None)), st.integers(0, 10**9)), min_size=1, max_size=20))
+@example([(None, 10**9), (None, 15 * 10**8)])
+def test_what_is_heard_teaches_what_is_learned(seen: list[tuple[int | None, int]]) -> None:
+    heard, learned = Experience(), Experience()
+    for limit, cost in seen:
+        heard.hear("e", bound(limit), usd_of(cost))
+        learned.learn("e", bound(limit), cost)
+        for of in (bound(10), bound(11), bound(200), bound(None)):
+            assert heard.full("e", of) == learned.full("e", of)
+            assert heard.floor("e", of) == learned.floor("e", of)
+
+
+def test_an_attempt_without_a_price_teaches_nothing() -> None:
+    experience = Experience()
+    experience.hear("e", bound(10, rates=None), Decimal(1))
+    assert experience.full("e", bound(10)) == Experience().full("e", bound(10))
+
+
+@given(st.integers(0, 10**30), st.integers(0, 40))
+def test_money_is_rounded_up_to_whole_units(digits: int, places: int) -> None:
+    usd = Decimal(f"{digits}E-{places}")
+    units = units_of(usd)
+    assert Fraction(units - 1) < Fraction(usd) * 10**12 <= Fraction(units)
+    assert units_of(usd_of(units)) == units
 
 
 @pytest.mark.parametrize(("limit", "may_be_cut"), [(100, False), (None, True)])

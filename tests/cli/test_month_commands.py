@@ -31,6 +31,7 @@ from gateway.store.database import Database
 from gateway.store.tables import usage_events
 from gateway.types import Usage, UsageEvent
 from tests.emptying import empty
+from tests.ledger.conftest import begin, settle
 
 OCTOBER = datetime(2025, 10, 5, tzinfo=UTC)
 
@@ -89,9 +90,9 @@ def spooled(folder: Path) -> Spool:
         usage_source="none",
         price_status="unpriced",
     )
-    spool.begin(event)
+    begin(spool, event)
     settled = {"status": "ok", "error_type": None, "price_status": "priced", "cost_usd": Decimal("0.5")}
-    spool.settle(msgspec.structs.replace(event, **settled))
+    settle(spool, msgspec.structs.replace(event, **settled))
     return spool
 
 

@@ -12,6 +12,7 @@ import gateway
 from gateway.config.check import check_report
 from gateway.config.compiler import compile_configuration
 from gateway.config.document import read_document
+from gateway.config.export import Telemetry
 from gateway.config.keys import KEYS
 from gateway.config.model import (
     Classifier,
@@ -124,6 +125,8 @@ HEADINGS = {
     "budget": "## `teams.ID`",
     "model_budget": "## `budgets.ID`",
     "allow": "## `teams.ID`",
+    "telemetry_traces": "### `telemetry.traces`",
+    "telemetry_metrics": "### `telemetry.metrics`",
 }
 PREFIXES = {"max_price": "limits.max_price.", "budget": "budget.", "allow": "allow.", "rate_limits": "limits."}
 OF_POLICIES = ("balance", "require", "limits", "timeouts", "retry", "hedge", "streaming", "canary", "shadow", "prompts")
@@ -182,6 +185,15 @@ def test_the_reference_gives_the_real_defaults() -> None:
         "max_age": f"{learning.max_age / 3600:g}h",
         "max_drift": f"{learning.max_drift:g}",
     }
+    telemetry = Telemetry()
+    assert described("telemetry_traces") == {
+        "sample": f"{telemetry.sample:g}",
+        "per_second": f"{telemetry.per_second:g}",
+        "errors": f"`{str(telemetry.errors).lower()}`",
+        "slower_than": "off",
+        "content": f"`{str(telemetry.content).lower()}`",
+    }
+    assert described("telemetry_metrics") == {"every": f"{telemetry.every / 60:g}m"}
     assert described("decisions") == {"keep": f"{Decisions().keep / 86400:g}d"}
     assert described("classifier") == {"model": f"`{Classifier().model}`"}
     team = described("team")

@@ -31,6 +31,7 @@ from local_engine.config import EngineConfig
 from local_engine.metrics import Timings, exposition
 from local_engine.request import Stats
 from tests.docs.blocks import ROOT
+from tests.gateway_fixtures import configuration_of, endpoints
 
 Error = TypeVar("Error", errors.GatewayError, errors.UpstreamError)
 DOCS = ROOT / "docs"
@@ -69,7 +70,10 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
     metrics.request_started()
     metrics.request_finished("chat", 200)
     metrics.refused(404, "model_not_found")
-    metrics.attempt("local", "ok", Usage(input_tokens=1), 0.5)
+    endpoint = configuration_of(endpoints(9)).endpoints["a"]
+    metrics.attempt(endpoint, "chat", "m", "ok", Usage(input_tokens=1), 0.5, 0.5, True)
+    metrics.overhead("chat", 0.001)
+    metrics.queued(0.1)
     metrics.unpriced("local", "m")
     metrics.configuration("v")
     metrics.hedge("cheap", "won")
@@ -81,6 +85,7 @@ def test_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
     metrics.states = lambda: {"local": "closed"}
     control = ControlMetrics()
     control.access_refused("invalid_api_key")
+    control.exported("traces", "ok")
     control.shifted([Shift("escape", "a", "b", share=0.5)])
     control.budgets({"team:payments": 0.5})
     control.budget_alert("team:payments")

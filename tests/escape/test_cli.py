@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.api.admin_escape import EscapeServices, add_internal_escapes
 from gateway.api.admin_versions import VersionServices, add_internal_versions
+from gateway.asgi import create_server
 from gateway.cli import app
 from gateway.cli.escape import _limit, _percent, _ratio, _seconds, _share
 from gateway.config.document import Document, read_document
@@ -26,7 +27,7 @@ from gateway.config.settings import load_settings
 from gateway.escape import run
 from gateway.escape.run import EscapeRunner
 from gateway.history import RolledBack, current_user, policy_state, record, roll_back
-from gateway.processes import bind_unix, control_socket, create_server
+from gateway.processes import bind_unix, control_socket
 from gateway.publication import Publication
 from gateway.store.database import Database
 from gateway.store.escapes import list_escapes

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi import FastAPI, Request, Response
 
-from gateway.processes import create_server
+from gateway.asgi import create_server
 
 RSA = {name: rsa.generate_private_key(public_exponent=65537, key_size=2048) for name in ("one", "two")}
 WEAK = rsa.generate_private_key(public_exponent=65537, key_size=1024)

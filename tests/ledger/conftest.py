@@ -16,7 +16,8 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
-from gateway.ledger.record import Kind, write_event, write_line
+from gateway.ledger.record import Kind, write_begun, write_line, write_settled
+from gateway.ledger.spool import Spool
 from gateway.store.database import Database, database_url
 from gateway.store.migrate import migrate
 from gateway.types import BUCKETS, Usage, UsageEvent
@@ -27,7 +28,15 @@ NewEvent = Callable[..., UsageEvent]
 
 
 def event_line(kind: Kind, number: int, event: UsageEvent) -> bytes:
-    return write_line(kind, number, write_event(event))
+    return write_line(kind, number, write_begun(event) if kind == "S" else write_settled(event))
+
+
+def begin(spool: Spool, event: UsageEvent, decision: bytes | None = None) -> None:
+    spool.begin(event.event_id, write_begun(event), decision)
+
+
+def settle(spool: Spool, event: UsageEvent) -> None:
+    spool.settle(event.event_id, write_settled(event))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.ledger.record import FIRST_HEADER, HEADER, read_line, write_event, write_line
+from gateway.ledger.record import FIRST_HEADER, HEADER, SECOND_HEADER, Kind, read_line, write_line, write_settled
 from gateway.ledger.rejects import Reject, read_rejects
 from gateway.ledger.retry import retry
 from gateway.ledger.sequence import Sequence
@@ -22,7 +22,7 @@ from gateway.ledger.shipper import Shipped, Shipper
 from gateway.ledger.spool import Spool
 from gateway.store.database import Database
 from gateway.types import UsageEvent
-from tests.ledger.conftest import event_line
+from tests.ledger.conftest import begin, event_line, settle
 
 NewEvent = Callable[..., UsageEvent]
 
@@ -56,10 +56,10 @@ def written(tmp_path: Path, new_event: NewEvent) -> tuple[Path, dict[str, str]]:
     flight = []
     for number in range(14):
         flight.append(new_event(request_id=f"req_{number}", model=f"m-{number}"))
-        spool.begin(flight[-1])
+        begin(spool, flight[-1])
         if number % 3:
             done = flight.pop(0)
-            spool.settle(settled(done))
+            settle(spool, settled(done))
             expected[done.event_id] = "ok"
     spool.close()
     expected |= {event.event_id: "error" for event in flight}
@@ -168,7 +168,7 @@ def test_an_inserted_line_is_set_aside_and_not_counted(
     directory, expected = written
     path, lines = lines_of(directory)[0]
     forged = event_line("E", read_line(lines[1]).number or 0, settled(new_event()))
-    unnumbered = b"E " + write_event(settled(new_event()))
+    unnumbered = b"E " + write_settled(settled(new_event()))
     path.write_bytes(b"".join([*lines[:3], forged, version_1(unnumbered), *lines[3:]]))
     shipped = ship(directory, table)
     assert set(stored(table)) == set(expected)
@@ -241,21 +241,21 @@ def test_a_segment_cut_off_in_the_middle_of_the_spool_is_missed_by_the_next(
 
 def test_a_restarted_shipper_knows_the_numbers(table: Database, tmp_path: Path, new_event: NewEvent) -> None:
     """Segments that were shipped and deleted are not missed, lines that go meanwhile are."""
-    spool = Spool(tmp_path, "w", segment_bytes=3000)
-    spool.begin(long := new_event())
+    spool = Spool(tmp_path, "w", segment_bytes=1200)
+    begin(spool, long := new_event())
     for _ in range(12):
-        spool.settle(settled(new_event()))
+        settle(spool, settled(new_event()))
         assert ship(tmp_path, table).damaged == 0
     names = [path.name for path in sorted(tmp_path.glob("*.spool"))]
     assert names[0].endswith("-000001.spool") and len(names) == 2 and not names[1].endswith("-000002.spool")
-    spool.settle(settled(new_event()))
-    spool.settle(settled(new_event()))
+    settle(spool, settled(new_event()))
+    settle(spool, settled(new_event()))
     newest = tmp_path / names[1]
     lines = newest.read_bytes().splitlines(keepends=True)
     newest.write_bytes(b"".join(lines[:-2] + lines[-1:]))
     assert ship(tmp_path, table).damaged == 1
     assert rejects(tmp_path)[0].missing == str(read_line(lines[-2]).number)
-    spool.settle(settled(long))
+    settle(spool, settled(long))
     spool.close()
     ship(tmp_path, table)
     assert list(tmp_path.glob("w-*")) == []
@@ -267,10 +267,27 @@ def version_1(record: bytes) -> bytes:
     return b"%08x %b\n" % (crc32(record), record)
 
 
-def test_a_spool_of_the_first_version_is_shipped(table: Database, tmp_path: Path, new_event: NewEvent) -> None:
+def of_version_2(*records: tuple[Kind, bytes]) -> bytes:
+    return SECOND_HEADER + b"".join(write_line(kind, number, json) for number, (kind, json) in enumerate(records, 1))
+
+
+def of_version_1(*records: tuple[Kind, bytes]) -> bytes:
+    return FIRST_HEADER + b"".join(version_1(b"%b %b" % (kind.encode(), json)) for kind, json in records)
+
+
+@pytest.mark.parametrize("written", [of_version_1, of_version_2])
+def test_a_spool_of_an_older_version_is_shipped(
+    table: Database, tmp_path: Path, new_event: NewEvent, written: Callable[..., bytes]
+) -> None:
     done, lost = new_event(), new_event()
-    records = [b"S " + write_event(done), b"S " + write_event(lost), b"E " + write_event(settled(done))]
-    (tmp_path / "w-t-1-000003.spool").write_bytes(FIRST_HEADER + b"".join(map(version_1, records)))
+    old = msgspec.json.encode  # the event as an object with names
+    lines = written(
+        ("S", old(done)),
+        ("S", old(lost)),
+        ("E", old(settled(done))),
+        *(() if written is of_version_1 else [("Z", b'{"records":3,"is_last":true}')]),
+    )
+    (tmp_path / "w-t-1-000001.spool").write_bytes(lines)
     shipped = ship(tmp_path, table)
     assert (shipped.rows, shipped.lost, shipped.damaged, shipped.unclosed) == (2, 1, 0, 0)
     assert {status for status, _ in stored(table).values()} == {"ok", "error"}
@@ -318,7 +335,7 @@ def test_what_was_refused_is_tried_again(table: Database, tmp_path: Path, new_ev
     try:
         spool = Spool(tmp_path, "w")
         for event in (good, late):
-            spool.settle(event)
+            settle(spool, event)
         spool.close()
         assert ship(tmp_path, table).rejected == 1
         with table.connect() as connection:

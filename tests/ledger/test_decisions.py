@@ -19,7 +19,7 @@ from gateway.ledger.spool import Spool
 from gateway.store.database import Database
 from gateway.store.tables import decisions as decisions_table
 from gateway.types import UsageEvent
-from tests.ledger.conftest import event_line
+from tests.ledger.conftest import begin, event_line, settle
 
 NewEvent = Callable[..., UsageEvent]
 
@@ -77,15 +77,15 @@ def settled(event: UsageEvent) -> UsageEvent:
 
 
 def test_the_columns_are_those_of_the_table() -> None:
-    assert list(DECISION_COLUMNS) == list(decisions_table.c.keys())
+    assert {*DECISION_COLUMNS, "earlier_body"} == {*decisions_table.c.keys()}
 
 
 def test_a_decision_is_one_row(tables: Database, spool: Spool, shipper: Shipper, new_event: NewEvent) -> None:
     event = new_event()
-    spool.begin(event, decision("req_1"))
+    begin(spool, event, decision("req_1"))
     shipped = shipper.ship_once()  # while the attempt is under way
     assert (shipped.decisions, shipped.rows, shipped.pending_bytes) == (1, 0, 0)
-    spool.settle(settled(event))
+    settle(spool, settled(event))
     assert shipper.ship_once().rows == 1
     (row,) = stored(tables).values()
     assert row.pop("body") == json.loads(decision("req_1"))
@@ -98,6 +98,7 @@ def test_a_decision_is_one_row(tables: Database, spool: Spool, shipper: Shipper,
         "policy_version": "0123456789ab",
         "endpoint": "gpt-mini",
         "refusal": None,
+        "earlier_body": None,
     }
 
 
@@ -112,9 +113,9 @@ def test_a_refused_request_has_a_decision_and_no_event(tables: Database, spool: 
 def test_a_restart_ships_what_is_there_already_without_harm(
     tmp_path: Path, tables: Database, spool: Spool, new_event: NewEvent
 ) -> None:
-    spool.begin(new_event(), decision("req_0"))  # never settled: each restart begins here again
+    begin(spool, new_event(), decision("req_0"))  # never settled: each restart begins here again
     for n in range(1, 4):
-        spool.begin(new_event(), decision(f"req_{n}"))
+        begin(spool, new_event(), decision(f"req_{n}"))
         with Shipper(tmp_path, tables.connect) as shipper:
             shipped = shipper.ship_once()
         assert (shipped.decisions, shipped.rejected) == (2 if n == 1 else 1, 0)
@@ -152,8 +153,8 @@ def test_each_once_through_crashes_between_commit_and_offset(
 
     for n in range(30):
         event = new_event()
-        spool.begin(event, decision(f"req_{n}"))
-        spool.settle(settled(event))
+        begin(spool, event, decision(f"req_{n}"))
+        settle(spool, settled(event))
         if n % 5 == 0:
             ship()
     spool.close()
@@ -182,7 +183,7 @@ def test_what_cannot_be_stored_keeps_back_no_other(
     spool.decide(b'{"request_id":"no more"}')  # checksum right, and no decision
     spool.decide(decision("req_2", route="a\0b"))  # PostgreSQL has no NUL
     spool.decide(decision("req_3"))
-    spool.settle(settled(new_event()))
+    settle(spool, settled(new_event()))
     shipped = shipper.ship_once()
     assert (shipped.decisions, shipped.rows, shipped.rejected, shipped.pending_bytes) == (2, 1, 2, 0)
     assert set(stored(tables)) == {"req_1", "req_3"}
@@ -209,16 +210,16 @@ def test_batches_count_the_longer_of_both(tmp_path: Path, tables: Database, spoo
             super()._save_offsets()
 
     for n in range(25):
-        spool.begin(event := new_event(), decision(f"req_{n}"))
-        spool.settle(settled(event))
+        begin(spool, event := new_event(), decision(f"req_{n}"))
+        settle(spool, settled(event))
     with Counting(tmp_path, tables.connect, batch_rows=10) as shipper:
         shipped = shipper.ship_once()
     assert (shipped.rows, shipped.decisions, saves) == (25, 25, 3)
 
 
 def test_a_missing_table_loses_nothing(tables: Database, spool: Spool, shipper: Shipper, new_event: NewEvent) -> None:
-    spool.begin(event := new_event(), decision("req_1"))
-    spool.settle(settled(event))
+    begin(spool, event := new_event(), decision("req_1"))
+    settle(spool, settled(event))
     with tables.connect() as connection:
         connection.execute("ALTER TABLE decisions RENAME TO hidden")
     with pytest.raises(StoreError, match="decisions"):

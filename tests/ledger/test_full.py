@@ -17,6 +17,7 @@ from gateway.ledger.record import HEADER, read_event, read_line
 from gateway.ledger.segment import Saved, save, segments_by_process, total_size
 from gateway.ledger.spool import Spool, SpoolError
 from gateway.types import UsageEvent
+from tests.ledger.conftest import begin, settle
 from tests.ledger.test_spool import all_lines, file_size_limit
 
 NewEvent = Callable[..., UsageEvent]
@@ -39,12 +40,12 @@ def test_refuse_lets_nothing_begin_and_loses_no_end(
     spool = Spool(tmp_path, "w")
     begun = [new_event() for _ in range(3)]
     for event in begun:
-        spool.begin(event)
+        begin(spool, event)
     with file_size_limit(total_size(tmp_path) + 10):
         for event in begun:
-            spool.settle(settled(event))
+            settle(spool, settled(event))
         with pytest.raises(SpoolError, match="File too large"):
-            spool.begin(new_event())
+            begin(spool, new_event())
         assert spool.state == (True, 3, 0)
         spool.relieve()
         assert spool.state == (True, 3, 0)
@@ -59,12 +60,12 @@ def test_continue_keeps_what_begins_in_memory_until_the_disk_takes_it(tmp_path: 
     spool = Spool(tmp_path, "w", settings=CONTINUE)
     first, second, third = new_event(), new_event(), new_event()
     with file_size_limit(total_size(tmp_path) + 10):
-        spool.begin(first, b'{"request_id":"req_1"}')
-        spool.begin(second)
-        spool.settle(settled(first))
+        begin(spool, first, b'{"request_id":"req_1"}')
+        begin(spool, second)
+        settle(spool, settled(first))
         assert spool.state == (True, 3, 0)  # a decision, a row that is settled, one that is not
         assert all_lines(tmp_path) == []
-    spool.begin(third)
+    begin(spool, third)
     assert spool.state == (False, 0, 0)
     spool.close()
     assert [line.kind for line in all_lines(tmp_path)] == ["D", "E", "S", "S"]
@@ -78,11 +79,11 @@ def test_what_finds_no_room_in_memory_is_counted(
     events = [new_event() for _ in range(4)]
     with file_size_limit(total_size(tmp_path) + 10):
         for event in events:
-            spool.begin(event)
+            begin(spool, event)
         assert spool.state == (True, 2, 2)
         with pytest.raises(SpoolError):
-            spool.settle(settled(events[3]))
-        spool.settle(settled(events[0]))  # it has a place already
+            settle(spool, settled(events[3]))
+        settle(spool, settled(events[0]))  # it has a place already
         assert spool.state == (True, 2, 3)
     assert "lost" in caplog.text
     spool.close()
@@ -105,7 +106,7 @@ def test_what_is_still_held_when_the_spool_closes_is_said(
 ) -> None:
     spool = Spool(tmp_path, "w", settings=CONTINUE)
     with file_size_limit(total_size(tmp_path) + 10):
-        spool.begin(new_event())
+        begin(spool, new_event())
         spool.close()
     assert "1 ledger records were never written" in caplog.text
 
@@ -115,10 +116,10 @@ def test_the_spools_of_all_workers_have_one_bound(tmp_path: Path, new_event: New
     spools = [Spool(tmp_path, f"w{n}", settings=bounded, sharers=2) for n in range(2)]
     begun = []
     refused = 0
-    for number in range(3000):
+    for number in range(6000):
         event = new_event()
         try:
-            spools[number % 2].begin(event)
+            begin(spools[number % 2], event)
             begun.append((number % 2, event))
         except SpoolError as error:
             assert "it may have 1048576 bytes" in str(error)
@@ -126,7 +127,7 @@ def test_the_spools_of_all_workers_have_one_bound(tmp_path: Path, new_event: New
     assert refused > 100
     assert 0.5 * MIB < total_size(tmp_path) < MIB
     for place, event in begun[-20:]:
-        spools[place].settle(settled(event))  # what was kept free is for these
+        settle(spools[place], settled(event))  # what was kept free is for these
     assert total_size(tmp_path) < MIB
     assert all(spool.state.held == 0 and spool.state.is_full for spool in spools)
     for spool in spools:
@@ -139,8 +140,8 @@ async def test_a_bound_that_was_reached_holds_until_the_shipper_has_made_room(
     monkeypatch.setattr("gateway.ledger.spool.MEASURE_SECONDS", 0.0)
     spool = Spool(tmp_path, "w", settings=LedgerSettings(max_bytes=MIB))
     with pytest.raises(SpoolError):
-        for _ in range(3000):
-            spool.begin(new_event())
+        for _ in range(6000):
+            begin(spool, new_event())
     assert spool.state.is_full
     segments = [segment.path for own in segments_by_process(tmp_path).values() for segment in own]
     assert len(segments) > 4  # each is a small share of the bound, so that room comes back in small steps
@@ -150,7 +151,7 @@ async def test_a_bound_that_was_reached_holds_until_the_shipper_has_made_room(
     async with asyncio.timeout(10):
         while spool.state.is_full:  # noqa: ASYNC110  room sets no event
             await asyncio.sleep(0.001)
-    spool.begin(new_event())
+    begin(spool, new_event())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -161,12 +162,12 @@ def test_settings_change_while_it_runs(tmp_path: Path, new_event: NewEvent) -> N
     spool = Spool(tmp_path, "w")
     with file_size_limit(total_size(tmp_path) + 10):
         with pytest.raises(SpoolError):
-            spool.begin(new_event())
+            begin(spool, new_event())
         spool.configure(CONTINUE)
-        spool.begin(new_event())
+        begin(spool, new_event())
         spool.configure(LedgerSettings())
         with pytest.raises(SpoolError):
-            spool.begin(new_event())
+            begin(spool, new_event())
     spool.close()
     assert len(written(tmp_path)) == 1
 
@@ -176,8 +177,8 @@ def test_numbers_have_no_gap_after_failed_writes(tmp_path: Path, new_event: NewE
     for number in range(12):
         if number % 3 == 1:
             with file_size_limit(len(HEADER)), pytest.raises(SpoolError):
-                spool.begin(new_event())
-        spool.begin(new_event())
+                begin(spool, new_event())
+        begin(spool, new_event())
     spool.close()
     numbers = [
         read_line(line).number
@@ -206,7 +207,7 @@ async def test_answers_that_wait_for_the_disk_share_a_sync(
     monkeypatch.setattr(os, "fdatasync", slow)
 
     async def answer() -> None:
-        spool.settle(new_event())
+        settle(spool, new_event())
         await spool.durable()
 
     first = asyncio.create_task(answer())
@@ -234,7 +235,7 @@ async def test_a_sync_that_fails_is_told_to_who_waits(
     def refuse(fd: int) -> None:
         raise OSError(5, "Input/output error")
 
-    spool.settle(new_event())
+    settle(spool, new_event())
     with monkeypatch.context() as patched:
         patched.setattr(os, "fdatasync", refuse)
         with pytest.raises(SpoolError, match="cannot sync"):
@@ -247,7 +248,7 @@ async def test_nobody_waits_for_the_disk_where_the_settings_do_not_say_so(
     tmp_path: Path, new_event: NewEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = Spool(tmp_path, "w")
-    spool.settle(new_event())
+    settle(spool, new_event())
     await spool.durable()
     assert spool.is_dirty
     spool.close()

@@ -17,6 +17,7 @@ import os, sys, uuid
 from datetime import UTC, datetime
 from pathlib import Path
 import msgspec
+from gateway.ledger.record import write_begun, write_settled
 from gateway.ledger.spool import Spool
 from gateway.types import Usage, UsageEvent
 
@@ -31,12 +32,13 @@ while True:
         stream=False, ttft_ms=None, duration_ms=0.0, usage=Usage(), usage_source="none", price_status="unpriced",
         cost_usd=None, prices=None, catalog_version=None, tags={"pad": "x" * (uuid.uuid4().int % 3000)},
     )
-    spool.begin(event)
+    spool.begin(event.event_id, write_begun(event))
     os.write(1, b"S %b\\n" % event.event_id.encode())
     flight.append(event)
     if len(flight) > 20:
         done = flight.pop(uuid.uuid4().int % 20)
-        spool.settle(msgspec.structs.replace(done, status="ok", error_type=None))
+        settled = msgspec.structs.replace(done, status="ok", error_type=None)
+        spool.settle(done.event_id, write_settled(settled))
         os.write(1, b"E %b\\n" % done.event_id.encode())
 """
 

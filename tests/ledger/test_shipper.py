@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import StoreError
-from gateway.ledger.record import DROPPED, HEADER, MAX_LINE
+from gateway.ledger.record import DROPPED, HEADER, MAX_LINE, write_line
 from gateway.ledger.rows import EVENT_COLUMNS, EVENTS
 from gateway.ledger.segment import saved_of
 from gateway.ledger.shipper import Shipped, Shipper, ShipperBusy
@@ -24,7 +24,7 @@ from gateway.ledger.spool import Spool
 from gateway.store.database import Database
 from gateway.store.migrate import migrate
 from gateway.types import BUCKETS, Usage, UsageEvent
-from tests.ledger.conftest import event_line
+from tests.ledger.conftest import begin, event_line, settle
 
 NewEvent = Callable[..., UsageEvent]
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
@@ -36,7 +36,7 @@ def rows(database: Database) -> dict[str, dict[str, Any]]:
         cursor = connection.execute("SELECT * FROM usage_events")
         names = [column.name for column in cursor.description or ()]
         found = [dict(zip(names, row, strict=True)) for row in cursor]
-    assert set(names) == {*EVENT_COLUMNS, "booked_at"}
+    assert set(names) == {*EVENT_COLUMNS, "late_at", "booked_at"}
     for row in found:
         assert row.pop("booked_at") == (row["late_at"] or row["started_at"])
     return {str(row["event_id"]): row for row in found}
@@ -95,9 +95,9 @@ def test_nothing_to_ship(shipper: Shipper) -> None:
 
 def test_a_settled_attempt_is_one_row(table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent) -> None:
     event = new_event()
-    spool.begin(event)
+    begin(spool, event)
     end = settled(event)
-    spool.settle(end)
+    settle(spool, end)
     first = shipper.ship_once()
     assert (first.rows, first.pending_bytes, first.rejected, first.lost) == (1, 0, 0, 0)
     assert first.bytes == len(event_line("S", 1, event)) + len(event_line("E", 2, end))
@@ -115,7 +115,7 @@ def test_rows_equal_events_field_by_field(
     with table.connect() as connection:
         connection.execute("TRUNCATE usage_events")
     for event in events:
-        spool.settle(event)
+        settle(spool, event)
     shipped = shipper.ship_once()
     assert (shipped.rows, shipped.rejected, shipped.mended) == (len(events), 0, 0)
     stored = rows(table)
@@ -128,7 +128,7 @@ def test_rows_equal_events_field_by_field(
 
 
 def test_times_without_a_zone_are_utc(table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent) -> None:
-    spool.settle(new_event(started_at=datetime(2026, 1, 2, 3, 4, 5)))
+    settle(spool, new_event(started_at=datetime(2026, 1, 2, 3, 4, 5)))
     shipper.ship_once()
     (row,) = rows(table).values()
     assert row["started_at"].isoformat() == "2026-01-02T03:04:05+00:00"
@@ -138,14 +138,14 @@ def test_an_attempt_in_flight_waits_for_its_worker(
     tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent
 ) -> None:
     waiting, event = new_event(), new_event()
-    spool.begin(waiting)
-    spool.begin(event)
-    spool.settle(settled(event))
+    begin(spool, waiting)
+    begin(spool, event)
+    settle(spool, settled(event))
     assert shipper.ship_once().rows == 1
     assert list(rows(table)) == [event.event_id]
     (path,) = segment_files(tmp_path)
     assert saved_of(path) == (len(HEADER), 1)  # a restart begins at the attempt in flight
-    spool.settle(settled(waiting))
+    settle(spool, settled(waiting))
     assert shipper.ship_once().rows == 1
     assert rows(table)[waiting.event_id]["status"] == "ok"
     assert saved_of(path) == (path.stat().st_size, 5)
@@ -155,9 +155,9 @@ def test_a_dead_workers_attempt_is_shipped_as_it_began_and_its_files_go(
     tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent
 ) -> None:
     lost, event = new_event(), new_event()
-    spool.begin(lost)
-    spool.begin(event)
-    spool.settle(settled(event))
+    begin(spool, lost)
+    begin(spool, event)
+    settle(spool, settled(event))
     shipper.ship_once()
     spool.close()
     shipped = shipper.ship_once()
@@ -169,18 +169,18 @@ def test_a_dead_workers_attempt_is_shipped_as_it_began_and_its_files_go(
 def test_an_attempt_that_settles_in_a_later_segment(
     tmp_path: Path, table: Database, shipper: Shipper, new_event: NewEvent
 ) -> None:
-    spool = Spool(tmp_path, "w", segment_bytes=2048)
+    spool = Spool(tmp_path, "w", segment_bytes=1100)
     long, lost = new_event(), new_event()
-    spool.begin(long)
+    begin(spool, long)
     others = [new_event() for _ in range(8)]
     for event in others:
-        spool.settle(settled(event))
-    spool.begin(lost)
+        settle(spool, settled(event))
+    begin(spool, lost)
     shipper.ship_once()
     first, *rest = segment_files(tmp_path)
     assert first.name.endswith("-000001.spool")  # still needed: `long` began there
-    assert [path.name[-8:-6] for path in rest] == ["05"]  # the others between are shipped and gone
-    spool.settle(settled(long))
+    assert len(rest) == 1 and rest[0].name > first.name.replace("-000001.", "-000002.")  # those between are gone
+    settle(spool, settled(long))
     spool.close()
     assert shipper.ship_once().lost == 1
     stored = rows(table)
@@ -194,13 +194,13 @@ def test_a_restarted_shipper_remembers_attempts_in_flight(
     tmp_path: Path, table: Database, spool: Spool, new_event: NewEvent
 ) -> None:
     lost, kept = new_event(), new_event()
-    spool.begin(lost)
-    spool.begin(kept)
+    begin(spool, lost)
+    begin(spool, kept)
     for _ in range(5):
-        spool.settle(settled(new_event()))
+        settle(spool, settled(new_event()))
         with Shipper(tmp_path, table.connect) as shipper:
             shipper.ship_once()
-    spool.settle(settled(kept))
+    settle(spool, settled(kept))
     spool.close()
     with Shipper(tmp_path, table.connect) as shipper:
         assert shipper.ship_once().lost == 1
@@ -213,13 +213,13 @@ def test_two_workers(tmp_path: Path, table: Database, shipper: Shipper, new_even
     spools = [Spool(tmp_path, "w"), Spool(tmp_path, "w-2")]
     begun = [new_event() for _ in spools]
     for spool, event in zip(spools, begun, strict=True):
-        spool.begin(event)
+        begin(spool, event)
         for _ in range(3):
-            spool.settle(settled(new_event()))
+            settle(spool, settled(new_event()))
     spools[0].close()
     assert shipper.ship_once().lost == 1  # of the dead one alone
     assert len(rows(table)) == 7
-    spools[1].settle(settled(begun[1]))
+    settle(spools[1], settled(begun[1]))
     spools[1].close()
     assert shipper.ship_once().lost == 0
     assert {event.event_id: rows(table)[event.event_id]["status"] for event in begun} == {
@@ -242,13 +242,13 @@ def test_batches_are_bounded_in_rows_and_bytes(
     monkeypatch.setattr(EVENTS, "insert", counted)
     size = len(event_line("E", 1, new_event()))
     for _ in range(25):
-        spool.settle(new_event())
+        settle(spool, new_event())
     with Shipper(tmp_path, table.connect, batch_rows=10) as shipper:
         assert shipper.ship_once().rows == 25
     assert sizes == [10, 10, 5]
     sizes.clear()
     for _ in range(7):
-        spool.settle(new_event())
+        settle(spool, new_event())
     with Shipper(tmp_path, table.connect, batch_bytes=3 * size - 10) as shipper:
         assert shipper.ship_once().rows == 7
     assert sizes == [3, 3, 1]
@@ -276,7 +276,7 @@ def test_threads_take_turns(tmp_path: Path, table: Database, spool: Spool, new_e
         return table.connect()
 
     for _ in range(50):
-        spool.settle(new_event())
+        settle(spool, new_event())
     shipped: list[Shipped] = []
     shipper = Shipper(tmp_path, connect, batch_rows=5)
     threads = [threading.Thread(target=lambda: shipped.append(shipper.ship_once())) for _ in range(3)]
@@ -315,11 +315,11 @@ def test_exactly_once_through_crashes_between_commit_and_offset(
     crashes = 0
     for n in range(60):
         event = new_event()
-        spool.begin(event)
+        begin(spool, event)
         flight.append(event)
         if n % 3:
             done = flight.pop(0)
-            spool.settle(settled(done))
+            settle(spool, settled(done))
             expected[done.event_id] = "ok"
         if n % 5 == 0:
             with Dying(tmp_path, table.connect, batch_rows=4) as shipper:
@@ -373,7 +373,7 @@ def test_a_last_line_with_a_wrong_checksum_is_a_torn_tail(
 def test_a_line_that_is_being_written_waits(
     tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent
 ) -> None:
-    spool.settle(new_event())
+    settle(spool, new_event())
     (path,) = segment_files(tmp_path)
     line = event_line("E", 2, new_event())
     with path.open("ab", buffering=0) as file:
@@ -390,7 +390,7 @@ def test_corruption_in_the_middle_goes_to_rejected_and_the_rest_ships(
     tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent, is_alive: bool
 ) -> None:
     events = [new_event() for _ in range(3)]
-    spool.settle(events[0])
+    settle(spool, events[0])
     damaged = bytearray(event_line("E", 2, new_event()))
     damaged[40] ^= 0xFF
     (path,) = segment_files(tmp_path)
@@ -398,9 +398,9 @@ def test_corruption_in_the_middle_goes_to_rejected_and_the_rest_ships(
     with path.open("ab") as file:
         file.write(bytes(damaged))
         file.write(b"\0" * (MAX_LINE + 100) + b"\n")  # a hole that a power cut left
-    spool.settle(events[1])
+    settle(spool, events[1])
     if not is_alive:
-        spool.settle(events[2])
+        settle(spool, events[2])
         spool.close()
     shipped = shipper.ship_once()
     assert (shipped.rows, shipped.rejected, shipped.torn) == (2 if is_alive else 3, 3, 0)
@@ -431,7 +431,7 @@ def test_another_format_version_is_left_alone(
     tmp_path: Path, table: Database, shipper: Shipper, new_event: NewEvent, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "w-t-1-000001.spool"
-    content = b"hatchway-spool 3\n" + event_line("E", 1, new_event())
+    content = b"hatchway-spool 4\n" + event_line("E", 1, new_event())
     path.write_bytes(content)
     (tmp_path / "w-t-2-000001.spool").write_bytes(HEADER + event_line("E", 1, new_event()))
     assert shipper.ship_once().rows == 1
@@ -444,11 +444,24 @@ def test_another_format_version_is_left_alone(
 def test_a_valid_record_that_is_no_event_is_rejected(
     tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent
 ) -> None:
-    spool.settle(new_event(duration_ms=float("nan")))  # JSON has no NaN
-    spool.settle(new_event())
+    settle(spool, new_event(duration_ms=float("nan")))  # JSON has no NaN
+    settle(spool, new_event())
     shipped = shipper.ship_once()
     assert (shipped.rows, shipped.rejected) == (1, 1)
-    assert rejects(tmp_path)[0]["reason"].startswith("not a usage event")
+    assert rejects(tmp_path)[0]["reason"].startswith('null value in column "duration_ms"')
+
+
+@pytest.mark.parametrize(
+    "json", [b"[[1],null]", b'[["x"],null,null,null]', b"[[]", b'{"event_id":"x"}', b"[[1],1,1,1,1]"]
+)
+def test_what_is_no_event_keeps_back_no_other(
+    tmp_path: Path, table: Database, shipper: Shipper, new_event: NewEvent, json: bytes
+) -> None:
+    lines = write_line("E", 1, json) + event_line("E", 2, settled(new_event()))
+    (tmp_path / "w-t-1-000001.spool").write_bytes(HEADER + lines)
+    shipped = shipper.ship_once()
+    assert (shipped.rows, shipped.rejected, shipped.damaged) == (1, 1, 0)
+    assert rejects(tmp_path)[0]["line"].encode() == write_line("E", 1, json)
 
 
 # Everything that one of the formats on the way (JSON, CSV, COPY) gives a meaning.
@@ -481,10 +494,10 @@ def test_awkward_texts_arrive_as_they_are(
         event = settled(new_event(), model=text, project=text, tags={text: text}, raw_usage=raw, prices=raw)
         events[event.event_id] = event
     if is_shipped_before:
-        spool.settle(event)
+        settle(spool, event)
         assert shipper.ship_once().rows == 1
     for event in events.values():
-        spool.settle(event)
+        settle(spool, event)
     shipped = shipper.ship_once()
     assert (shipped.rows, shipped.mended, shipped.rejected) == (len(events) - is_shipped_before, 0, 0)
     assert {key: shown(row) for key, row in rows(table).items()} == {key: as_row(e) for key, e in events.items()}
@@ -494,10 +507,10 @@ def test_rows_shipped_before_keep_back_no_new_ones(
     tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent
 ) -> None:
     first, second, third = (settled(new_event()) for _ in range(3))
-    spool.settle(first)
+    settle(spool, first)
     assert shipper.ship_once().rows == 1
     for event in (second, first, third, second):
-        spool.settle(event)
+        settle(spool, event)
     shipped = shipper.ship_once()
     assert (shipped.rows, shipped.rejected, shipped.mended, shipped.pending_bytes) == (2, 0, 0, 0)
     stored = {key: shown(row) for key, row in rows(table).items()}
@@ -510,8 +523,8 @@ def test_an_attempt_is_known_by_any_id(
     tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent, event_id: str
 ) -> None:
     event = new_event(event_id=event_id)
-    spool.begin(event)
-    spool.settle(settled(event))
+    begin(spool, event)
+    settle(spool, settled(event))
     spool.close()
     shipped = shipper.ship_once()
     assert (shipped.rejected, shipped.lost) == (1, 0)  # no UUID, and not waiting for its end
@@ -536,7 +549,7 @@ def test_a_row_that_postgresql_refuses_blocks_no_other(
     good = [new_event() for _ in range(20)]
     poison = settled(new_event(), **fields)
     for event in (*good[:13], poison, *good[13:]):
-        spool.settle(event)
+        settle(spool, event)
     shipped = shipper.ship_once()
     assert (shipped.rows, shipped.rejected, shipped.mended, shipped.pending_bytes) == (20, 1, 0, 0)
     assert set(rows(table)) == {event.event_id for event in good}
@@ -571,8 +584,8 @@ def test_values_from_outside_do_not_make_a_request_free(
     stored: dict[str, Any],
 ) -> None:
     good, bad = new_event(), settled(new_event(), cost_usd=Decimal("1.5"), price_status="priced", **fields)
-    spool.settle(bad)
-    spool.settle(good)
+    settle(spool, bad)
+    settle(spool, good)
     shipped = shipper.ship_once()
     assert (shipped.rows, shipped.rejected, shipped.mended) == (2, 0, 1)
     row = rows(table)[bad.event_id]
@@ -593,17 +606,17 @@ def test_postgresql_down_then_up(tmp_path: Path, new_event: NewEvent, cluster: P
         url = server.url.reveal()
         shipper = Shipper(spool_dir, lambda: psycopg.connect(url, connect_timeout=5))
         for event in events[:10]:
-            spool.settle(event)
+            settle(spool, event)
         assert shipper.ship_once().rows == 10
     for event in events[10:20]:
-        spool.settle(event)
+        settle(spool, event)
     pending = shipper.pending_bytes
     for _ in range(2):
         with pytest.raises(StoreError, match="hint:"):
             shipper.ship_once()
     assert shipper.pending_bytes == pending > 0
     for event in events[20:]:
-        spool.settle(event)
+        settle(spool, event)
     with Database.open(None, cluster) as server:
         assert shipper.ship_once().rows == 20
         assert set(rows(server)) == {event.event_id for event in events}
@@ -612,9 +625,9 @@ def test_postgresql_down_then_up(tmp_path: Path, new_event: NewEvent, cluster: P
 
 
 def test_a_lost_connection_is_opened_anew(table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent) -> None:
-    spool.settle(new_event())
+    settle(spool, new_event())
     shipper.ship_once()
-    spool.settle(new_event())
+    settle(spool, new_event())
     with table.connect() as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -629,7 +642,7 @@ def test_a_lost_connection_is_opened_anew(table: Database, spool: Spool, shipper
 def test_a_missing_table_loses_nothing(
     tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent
 ) -> None:
-    spool.settle(new_event())
+    settle(spool, new_event())
     with table.connect() as connection:
         connection.execute("ALTER TABLE usage_events RENAME TO hidden")
     with pytest.raises(StoreError, match="usage_events"):
@@ -648,6 +661,26 @@ def test_rejected_rows_are_on_disk_before_the_offset_moves(
             assert len(rejects(tmp_path)) == 1
             raise Crash
 
-    spool.settle(new_event(attempt=0))
+    settle(spool, new_event(attempt=0))
     with Dying(tmp_path, table.connect) as shipper, pytest.raises(Crash):
         shipper.ship_once()
+
+
+def test_news_is_what_was_written_since(
+    tmp_path: Path, table: Database, spool: Spool, shipper: Shipper, new_event: NewEvent
+) -> None:
+    assert shipper.has_news  # nobody has looked yet
+    settle(spool, settled(new_event()))
+    shipper.ship_once()
+    shipper.ship_once()  # the first one saved its offsets, which changed the directory
+    assert not shipper.has_news
+    settle(spool, settled(new_event()))
+    assert shipper.has_news
+    shipper.ship_once()
+    shipper.ship_once()
+    assert not shipper.has_news
+    other = Spool(tmp_path, "other")
+    assert shipper.has_news
+    shipper.ship_once()
+    other.close()  # with a line that says so
+    assert shipper.has_news

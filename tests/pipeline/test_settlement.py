@@ -247,7 +247,7 @@ async def test_a_row_that_the_disk_refuses_does_not_take_the_answer_away(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def refuse_row(self: Spool, event: object) -> None:
+    def refuse_row(self: Spool, event_id: str, end: bytes) -> None:
         raise SpoolError(os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Spool, "settle", refuse_row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import struct
 from socket import SO_LINGER, SOL_SOCKET
 
@@ -360,3 +361,98 @@ async def test_the_upstreams_connection_is_used_again(
         assert text_of(response.content) == "hello"
         await gateway.settled(len(upstream.calls))
     assert len({call.writer for call in upstream.calls}) == 1
+
+
+async def test_a_client_that_takes_nothing_holds_the_upstream_back(
+    script_upstream: StartUpstream, start_gateway: StartGateway
+) -> None:
+    """What neither side takes lies in buffers of known size, and goes on where it stopped."""
+    events = [words(f"{number:07d}" + "y" * 200_000)[0] for number in range(150)]
+    sent = 0
+
+    async def much(call: Call) -> None:
+        nonlocal sent
+        await call.start_stream()
+        await call.stream(ROLE)
+        for one in events:
+            await call.stream(one)
+            sent += len(one)
+        await call.stream(STOP, DONE)
+        await call.end_stream()
+
+    gateway = await start_gateway(endpoints(await script_upstream(much)))
+    reader, writer = await open_stream(gateway)
+    before = -1
+    while before != sent:
+        before = sent
+        await asyncio.sleep(0.1)
+    assert 0 < sent < 25_000_000  # of 30: the kernel's buffers
+    pieces = []
+    async with asyncio.timeout(PATIENCE):
+        while not pieces or b"[DONE]" not in pieces[-1]:
+            pieces.append(await reader.read(1 << 20))
+    body = b"".join(pieces)
+    writer.close()
+    assert body.count(b"yyyy") == 150 * 50_000
+    assert re.findall(rb"(\d{7})y", body) == [b"%07d" % number for number in range(150)]
+    assert [row.status for row in await gateway.settled(1)] == ["ok"]
+
+
+async def test_a_client_that_leaves_while_it_takes_nothing(
+    script_upstream: StartUpstream, start_gateway: StartGateway
+) -> None:
+    closed = asyncio.Event()
+
+    async def endless(call: Call) -> None:
+        await call.start_stream()
+        try:
+            while True:
+                await call.stream(*words("y" * 200_000))
+        finally:
+            closed.set()
+
+    gateway = await start_gateway(endpoints(await script_upstream(endless)))
+    reader, writer = await open_stream(gateway)
+    async with asyncio.timeout(PATIENCE):
+        await reader.readuntil(b"yyyy")
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+        await closed.wait()
+    rows = await gateway.settled(1)
+    assert (rows[0].status, rows[0].error_type) == ("cancelled", "client_disconnected")
+    assert rows[0].usage.output_tokens > 1000
+
+
+@pytest.mark.parametrize("fault", ["cut", "error", "silent", "no end"])
+async def test_a_stream_that_fails_long_after_its_beginning(
+    script_upstream: StartUpstream, start_gateway: StartGateway, fault: str
+) -> None:
+    """Each event comes by itself, so that it is passed on from where it was received."""
+    said = words(*(f" word{number}" for number in range(12)))
+    ends = {"error": event({}).replace(b'"choices"', b'"error": {"message": "broken"}, "choices"'), "no end": b""}
+
+    async def run(call: Call) -> None:
+        await call.start_stream()
+        for one in (ROLE, *said):
+            await call.stream(one)
+            await asyncio.sleep(0.025)
+        if fault == "cut":
+            call.cut()
+        elif fault == "silent":
+            while True:  # which is no progress
+                await call.stream(b": still here\n\n")
+                await asyncio.sleep(0.05)
+        else:
+            await call.stream(ends[fault])
+            await call.end_stream()
+
+    document = endpoints(await script_upstream(run), timeouts={"idle": "200ms"})  # less than it takes
+    gateway = await start_gateway(document)
+    response = await gateway.ask(stream=True)
+    shown = ROLE + b"".join(said)
+    assert response.content.startswith(shown)
+    rest = response.content[len(shown) :].replace(b": still here\n\n", b"")
+    assert rest.startswith(b'data: {"error"') and rest.count(b"data: ") == 1 and b"[DONE]" not in rest
+    row = (await gateway.settled(1))[0]
+    assert row.status == ("timeout" if fault == "silent" else "error")
+    assert (row.usage_source, row.usage.output_tokens > 10) == ("estimated", True)

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from gateway.errors import StoreError
 from gateway.store.database import Database, database_url
-from gateway.store.migrate import migrate
+from gateway.store.migrate import migrate, newest_revision
 from gateway.store.tables import KEYS_CHANNEL, metadata, usage_events
 from gateway.types import BUCKETS, UsageEvent
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
-NEWEST = "0003"
+NEWEST = "0004"
 TABLES = sorted(metadata.tables)
 NAMES = ", ".join(f"'{name}'" for name in TABLES)
 
@@ -74,6 +75,13 @@ def test_the_columns_are_the_fields_of_an_event() -> None:
     assert sorted(usage_events.c.keys()) == sorted([*expected, "booked_at"])
     optional = {name for name, kind in UsageEvent.__annotations__.items() if "None" in str(kind)}
     assert {column.name for column in usage_events.c if column.nullable} == {*optional, "booked_at"}
+
+
+def test_files_are_named_by_their_revisions() -> None:
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    assert scripts.get_current_head() == NEWEST == newest_revision(MIGRATIONS)
+    for script in scripts.walk_revisions():
+        assert Path(script.path).name.startswith(f"{script.revision}_")
 
 
 def test_again_changes_nothing(database: Database) -> None:

@@ -135,7 +135,8 @@ class Upstream:
             task.cancel()
         await self.settled()
         for transport in self._transports:
-            transport.abort()
+            if not transport.is_closing():
+                transport.abort()
         for _ in range(5):
             await asyncio.sleep(0)  # the transports' own close callbacks
         assert not self.failures, self.failures

@@ -34,7 +34,8 @@ def rewrite(view: View, body: bytes, model: str | None, dialect: Dialect) -> byt
     stays as the client wrote it, unknown fields too. Where nothing changes these are the very bytes."""
     asks_usage = not view.wants_stream or view.wants_usage_chunk or dialect.stream_usage == "always"
     is_same_model = model is None or model == view.model
-    if asks_usage and is_same_model and not departs(dialect):
+    departing = departs(dialect)
+    if asks_usage and is_same_model and not departing:
         return body
     fields = _decode_fields(body)
     before = dict(fields)
@@ -42,7 +43,7 @@ def rewrite(view: View, body: bytes, model: str | None, dialect: Dialect) -> byt
         fields["model"] = before["model"] if is_same_model else msgspec.Raw(msgspec.json.encode(model))
     if not asks_usage:
         fields["stream_options"] = _with_usage(fields.get("stream_options"))
-    if departs(dialect):
+    if departing:
         _adapt(view, fields, dialect)
     return body if fields == before else msgspec.json.encode(fields)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 
 import msgspec
+from msgspec.structs import astuple
 
 from gateway.config.rows import Dialect
 from gateway.errors import UpstreamDisconnected, UpstreamError, UpstreamProtocolError
@@ -17,21 +18,36 @@ from gateway.protocols.chat.usage import copy_usage, read_usage
 from gateway.protocols.chat.view import texts_of_calls
 from gateway.protocols.framing import MAX_EVENT_BYTES
 from gateway.protocols.raw import first_text, is_empty
-from gateway.protocols.soundness import first_broken
+from gateway.protocols.soundness import is_sound_data
 from gateway.types import Usage
 
 _MAX_KEPT = 256 * 1024
 _MAX_TEXT = 4 * 1024 * 1024
 
-# One pass over the bytes finds whether any event in them needs to be parsed. Inside a JSON string the quotes are
-# escaped, so text that a model writes cannot match.
-# Each pattern begins with a literal, which the engine looks for far faster than it tries alternatives.
+# Whether an event that `_Silent` does not pass has to be read, or is only odd. Inside a JSON string the quotes are
+# escaped, so text that a model writes cannot match. Each pattern begins with a literal, which the engine looks for far
+# faster than it tries alternatives.
 _SIGNALS = tuple(
     re.compile(pattern).search
     for pattern in (rb'usage"\s*:\s*\{', rb'finish_reason"\s*:\s*"', rb'error"\s*:\s*[^\snf]', rb"\[DONE\]")
 )
-_USAGE, _FINISH, *_ = _SIGNALS
 _EVENT_END = re.compile(rb"\n\r?\n")
+_BETWEEN = b"\n\ndata: "  # two events of one line each
+
+
+class _SilentChoice(msgspec.Struct):
+    finish_reason: None = None
+    error: None = None
+
+
+class _Silent(msgspec.Struct):
+    """A chunk that says nothing but words. Decoding refuses every other one, so that one call, which costs less than to
+    look for a single signal, tells both that the JSON is sound and that there is nothing to learn from it."""
+
+    choices: list[_SilentChoice] | None = None
+    usage: None = None
+    error: None = None
+    x_groq: None = None
 
 
 class _Delta(msgspec.Struct):
@@ -78,6 +94,7 @@ class _Piece(msgspec.Struct):
     thinking: list[_Piece] | None = None
 
 
+_decode_silent = msgspec.json.Decoder(_Silent).decode
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_pieces = msgspec.json.Decoder(list[_Piece]).decode
@@ -95,10 +112,14 @@ def scan_answer(body: bytes, dialect: Dialect) -> Summary:
         raise UpstreamProtocolError("a completion without choices")
     raw = _usage_of(chunk)
     usage = read_usage(raw, dialect)
-    text = "" if usage is not None else "".join(_visible(choice.message, choice.text) for choice in chunk.choices)
-    nothing = all(is_plain_end(choice.finish_reason) and not _has_content(choice) for choice in chunk.choices)
-    tier = first_text(chunk.service_tier)
-    return Summary(usage, copy_usage(raw), chunk.choices[0].finish_reason, text, is_empty=nothing, service_tier=tier)
+    text = "" if usage is not None else "".join([_visible(choice.message, choice.text) for choice in chunk.choices])
+    nothing = True
+    for choice in chunk.choices:
+        if _has_content(choice) or not is_plain_end(choice.finish_reason):
+            nothing = False
+            break
+    tier = first_text(chunk.service_tier) if chunk.service_tier else None
+    return Summary(usage, copy_usage(raw), chunk.choices[0].finish_reason, text, nothing, tier)
 
 
 class Scanner:
@@ -122,12 +143,20 @@ class Scanner:
         self._text_length = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        if self.has_content and not self._tail and chunk.endswith(b"\n\n") and not _has_signal(chunk):
-            if first_broken(chunk) < 0:
-                self._keep(chunk)  # by far the most: whole events that say nothing but words
-                return chunk
+        if self.has_content and not self._tail and chunk.startswith(b"data: "):
+            if chunk.find(b"\n") == len(chunk) - 2 and chunk.endswith(b"\n\n"):  # by far the most: one event, one line
+                try:
+                    _decode_silent(chunk[6:])
+                except NOT_JSON:
+                    pass
+                else:
+                    self._keep(chunk)
+                    return chunk
         data = self._tail + chunk if self._tail else chunk
-        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
+        if data.endswith(b"\n\n"):
+            end = len(data)
+        else:
+            end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
         if end < 3:  # neither was found
             if len(data) > MAX_EVENT_BYTES:
                 raise UpstreamProtocolError("an event of the stream is too long")
@@ -156,41 +185,51 @@ class Scanner:
     def _read_events(self, events: bytes) -> bytes:
         """What the client may see of whole events. Once there is content, only events with a signal are parsed, and of
         the others the form alone is looked at."""
+        if events.startswith(b"data: ") and events.endswith(b"\n\n"):
+            chunks = events[6:-2].split(_BETWEEN)
+            if events.count(b"\n") == 2 * len(chunks):
+                return self._read_chunks(events, chunks)
         shown: list[bytes] = []
         start = 0
         try:
-            while start < len(events):
-                if self.has_content:
-                    signal = _next_signal(events, start)
-                    begin = len(events) if signal is None else _begin_of_event(events, start, signal)
-                    if begin > start:
-                        broken = first_broken(events[start:begin])
-                        shown.append(events[start : begin if broken < 0 else start + broken])
-                        if broken >= 0:
-                            raise UpstreamProtocolError("an event of the stream is not JSON")
-                        start = begin
-                    if signal is None:
-                        break
-                end = _EVENT_END.search(events, start)
-                if end is None:
-                    break  # blank lines beyond an event's own
+            for end in _EVENT_END.finditer(events):
                 event = events[start : end.end()]
                 start = end.end()
-                if self._read_event(event):
+                data = _data_of(event)
+                if not data or self._read(data):
                     shown.append(event)
         except UpstreamError as error:
             error.before = b"".join(shown)
             raise
-        if not shown:
-            return events[start:] if start else events
-        shown.append(events[start:])
+        shown.append(events[start:])  # blank lines beyond an event's own
         return b"".join(shown)
 
-    def _read_event(self, event: bytes) -> bool:
-        """Learns from one event; returns whether the client may see it."""
-        data = _data_of(event)
-        if not data:
-            return True
+    def _read_chunks(self, events: bytes, chunks: list[bytes]) -> bytes:
+        """The same of events that are one line each, which all usual ones are. `chunks`: their data."""
+        hidden: list[int] = []
+        rest, seen = iter(chunks), 0
+        try:
+            while seen < len(chunks):
+                if self.has_content:
+                    try:
+                        for _ in map(_decode_silent, rest):
+                            seen += 1
+                        break
+                    except NOT_JSON:  # `rest` stands behind the one that is not silent
+                        chunk = chunks[seen]
+                else:
+                    chunk = next(rest)
+                data = chunk.strip()
+                if data and not self._read(data):
+                    hidden.append(seen)
+                seen += 1
+        except UpstreamError as error:
+            error.before = _without(hidden, chunks[:seen])
+            raise
+        return _without(hidden, chunks) if hidden else events
+
+    def _read(self, data: bytes) -> bool:
+        """Learns from the data of one event; returns whether the client may see it."""
         if data == b"[DONE]":
             if not self._has_choices:
                 raise UpstreamProtocolError("a stream without choices")
@@ -199,21 +238,30 @@ class Scanner:
         try:
             chunk = _decode_chunk(data)
         except NOT_JSON as error:
+            if self.has_content and not any(search(data) for search in _SIGNALS):
+                return self._pass(data)
             raise UpstreamProtocolError(f"an event of the stream is not a chunk: {error}") from None
         if _is_error(chunk):
             raise StreamError("upstream sent an error inside the stream", data)
         for choice in chunk.choices or ():
             self._has_choices = True
             self.finish_reason = choice.finish_reason or self.finish_reason
-            if not is_plain_end(choice.finish_reason) or _has_content(choice):
+            if _has_content(choice) or not is_plain_end(choice.finish_reason):
                 self.has_content, self.is_empty = True, False
-        self.service_tier = first_text(chunk.service_tier) or self.service_tier
+        if chunk.service_tier:
+            self.service_tier = first_text(chunk.service_tier) or self.service_tier
         raw = _usage_of(chunk)
         if is_empty(raw):
             return True
         self.raw_usage = copy_usage(raw)
         self.usage = read_usage(raw, self._dialect)
         return bool(chunk.choices) or self._shows_usage
+
+    def _pass(self, data: bytes) -> bool:
+        """Of an odd event behind the first content, in which there is nothing to learn: the form alone has to hold."""
+        if not is_sound_data(data):
+            raise UpstreamProtocolError("an event of the stream is not JSON")
+        return True
 
     def _keep(self, events: bytes) -> None:
         self._kept.append(events)
@@ -238,21 +286,8 @@ class Scanner:
                 self._text_length += len(text)
 
 
-def _begin_of_event(events: bytes, start: int, position: int) -> int:
-    """Where the event begins in which `position` is; not before `start`."""
-    lf, crlf = events.rfind(b"\n\n", start, position), events.rfind(b"\n\r\n", start, position)
-    return max(start, lf + 2 if lf >= 0 else 0, crlf + 3 if crlf >= 0 else 0)
-
-
-def _has_signal(events: bytes) -> bool:
-    """Whether something may have to be read: quicker than to find out where, and now and then in vain."""
-    return _USAGE(events) is not None or _FINISH(events) is not None or b'error"' in events or b"[DONE]" in events
-
-
-def _next_signal(events: bytes, start: int) -> int | None:
-    """Where the next thing stands that must be read: usage, a finish reason, an error or the end."""
-    found = [match.start() for search in _SIGNALS if (match := search(events, start)) is not None]
-    return min(found) if found else None
+def _without(hidden: list[int], chunks: list[bytes]) -> bytes:
+    return b"".join([b"data: %b\n\n" % chunk for number, chunk in enumerate(chunks) if number not in hidden])
 
 
 def _data_of(event: bytes) -> bytes:
@@ -264,24 +299,29 @@ def _data_of(event: bytes) -> bytes:
 
 
 def _is_error(chunk: _Chunk) -> bool:
-    return (
-        not is_empty(chunk.error)
-        or (chunk.x_groq is not None and not is_empty(chunk.x_groq.error))
-        or any(not is_empty(choice.error) for choice in chunk.choices or ())
-    )
+    if (chunk.error and not is_empty(chunk.error)) or (chunk.x_groq is not None and not is_empty(chunk.x_groq.error)):
+        return True
+    for choice in chunk.choices or ():
+        if choice.error and not is_empty(choice.error):
+            return True
+    return False
 
 
 def _usage_of(chunk: _Chunk) -> msgspec.Raw:
-    if is_empty(chunk.usage) and chunk.x_groq is not None:
+    if chunk.x_groq is not None and is_empty(chunk.usage):
         return chunk.x_groq.usage
     return chunk.usage
 
 
 def _has_content(choice: _Choice) -> bool:
-    if not is_empty(choice.text):
-        return True
     written = choice.delta if choice.message is None else choice.message
-    return written is not None and any(not is_empty(value) for value in msgspec.structs.astuple(written))
+    if written is not None:
+        if len(written.content) > 5 or not is_empty(written.content):
+            return True
+        for value in astuple(written):
+            if value and not is_empty(value):
+                return True
+    return not is_empty(choice.text)
 
 
 def _visible(written: _Delta | None, completion: msgspec.Raw) -> str:

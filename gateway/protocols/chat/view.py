@@ -25,6 +25,9 @@ _PART_NEEDS: dict[str, Capability] = {
 }
 
 
+_NOTHING: frozenset[Capability] = frozenset()
+
+
 class ContentPart(msgspec.Struct):
     type: str
     text: str | None = None
@@ -92,11 +95,11 @@ class ChatRequest(msgspec.Struct):
 
     @property
     def choices(self) -> int:
-        return max(1, self.n or 1)
+        return self.n if self.n is not None and self.n > 1 else 1
 
     def needs(self) -> frozenset[Capability]:
         needs: set[Capability] = set()
-        if self.wants_stream:
+        if self.stream:
             needs.add("stream")
         if self.tools or self.functions:
             needs.add("tools")
@@ -113,7 +116,7 @@ class ChatRequest(msgspec.Struct):
         for message in self.messages:
             if isinstance(message.content, list):
                 needs.update(_PART_NEEDS[part.type] for part in message.content if part.type in _PART_NEEDS)
-        return frozenset(needs)
+        return frozenset(needs) if needs else _NOTHING
 
     def native_feature(self) -> str | None:
         if self.modalities is not None and any(modality != "text" for modality in self.modalities):
@@ -130,7 +133,10 @@ class ChatRequest(msgspec.Struct):
         return None
 
     def kept_state(self) -> str | None:
-        return "messages.audio" if any(not is_empty(message.audio) for message in self.messages) else None
+        for message in self.messages:
+            if message.audio and not is_empty(message.audio):
+                return "messages.audio"
+        return None
 
     def last_user_text(self) -> str:
         for message in reversed(self.messages):
@@ -152,10 +158,12 @@ class ChatRequest(msgspec.Struct):
         return "\n".join(texts)
 
     def session(self) -> str | None:
+        if not (self.prompt_cache_key or self.user or self.safety_identifier):
+            return None
         return first_text(self.prompt_cache_key, self.user, self.safety_identifier)
 
     def routing_wishes(self) -> bytes | None:
-        return bytes(self.provider) or None
+        return bytes(self.provider) if self.provider else None
 
     def outline(self) -> Outline:
         texts: list[str | bytes] = [bytes(tool) for tool in (*(self.tools or ()), *(self.functions or ()))]

@@ -6,15 +6,16 @@ Once there is content, events that carry no signal are not parsed: pieces of tex
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import msgspec
 
 from gateway.errors import UpstreamDisconnected, UpstreamError, UpstreamProtocolError
-from gateway.protocols.base import StreamError, is_plain_end
+from gateway.protocols.base import NOT_JSON, StreamError, is_plain_end
 from gateway.protocols.framing import MAX_EVENT_BYTES
 from gateway.protocols.messages.events import Delta, StreamEvent, read_block_start, read_delta, read_event, read_start
 from gateway.protocols.messages.usage import is_absent, merge_usage, read_tier, read_usage
-from gateway.protocols.soundness import first_broken
+from gateway.protocols.soundness import first_broken, lone_data
 from gateway.types import Usage
 
 # Inside a JSON string quotes are escaped, so text that a model writes matches these only where it ends in such a word;
@@ -23,6 +24,16 @@ _SIGNALS = (b'message_delta"', b'message_stop"', b'error"', b"event: error", b"e
 _EVENT_END = re.compile(rb"\n\r?\n")
 _MAX_KEPT = 256 * 1024
 _MAX_TEXT = 4 * 1024 * 1024
+
+
+class _SilentDelta(msgspec.Struct):
+    """An event that says nothing but words. Decoding refuses every other one."""
+
+    type: Literal["content_block_delta"]
+    error: None = None
+
+
+_decode_silent = msgspec.json.Decoder(_SilentDelta).decode
 
 
 class MessagesScanner:
@@ -51,6 +62,14 @@ class MessagesScanner:
         return read_tier(self.raw_usage)
 
     def feed(self, chunk: bytes) -> bytes:
+        if self.has_content and not self._tail and (delta := lone_data(chunk)) is not None:
+            try:
+                _decode_silent(delta)
+            except NOT_JSON:
+                pass
+            else:
+                self._keep(chunk)
+                return chunk
         data = self._tail + chunk if self._tail else chunk
         end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
         if end < 3:  # neither was found

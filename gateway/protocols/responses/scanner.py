@@ -20,7 +20,7 @@ from gateway.protocols.raw import is_empty
 from gateway.protocols.responses.answer import is_hollow, read_envelope, says_nothing
 from gateway.protocols.responses.decoding import read
 from gateway.protocols.responses.usage import copy_usage, read_usage
-from gateway.protocols.soundness import first_broken
+from gateway.protocols.soundness import first_broken, lone_data
 from gateway.types import Usage
 
 _SIGNALS = (b"response.completed", b"response.incomplete", b"response.failed", b'"error"', b"event: error")
@@ -40,6 +40,15 @@ class _Event(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
+class _Silent(msgspec.Struct):
+    """An event that may say nothing but words. Decoding refuses those in which there is more to read."""
+
+    type: str
+    response: None = None
+    error: None = None
+
+
+_decode_silent = msgspec.json.Decoder(_Silent).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
@@ -64,6 +73,14 @@ class ResponsesScanner:
         self._text_length = 0
 
     def feed(self, chunk: bytes) -> bytes:
+        if self.has_content and not self._held and not self.is_finished and (data := lone_data(chunk)) is not None:
+            try:
+                is_silent = _decode_silent(data).type.endswith(".delta")
+            except NOT_JSON:
+                is_silent = False
+            if is_silent:
+                self._keep(chunk)
+                return chunk
         edge = self._edge + chunk
         end = max(edge.rfind(b"\n\n") + 2, edge.rfind(b"\n\r\n") + 3) - len(self._edge)
         if end < 3 - len(self._edge):  # neither was found

@@ -338,6 +338,50 @@ def test_whatever_comes_as_an_answer_only_upstream_errors_are_raised(body: bytes
         assert isinstance(answer.text, str)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"choices": 1}',
+        b'{"choices": [], "usage": null, "error": false, "x_groq": {}}',
+        b'{"choices": [{"finish_reason": "", "error": null, "delta": {"content": "b"}}]}',
+        b'{"choices": [{"delta": {"content": "\\ud83d"}}]}',
+        b'{"choices": [], "usage": []}',
+    ],
+)
+def test_an_odd_event_behind_content_passes(data: bytes) -> None:
+    """By itself or among others: whoever looks for the usual ones first must come to the same end."""
+    odd, said = b"data: %b\n\n" % data, words("a")[0]
+    for pieces in ([ROLE, said, odd, said, STOP, DONE], [ROLE + said + odd + said + STOP + DONE]):
+        shown, reader = feed(*pieces)
+        assert shown == b"".join(pieces)
+        assert (reader.usage, reader.finish_reason) == (None, "stop")
+
+
+@pytest.mark.parametrize(
+    "broken", [b'data: {"choices": [}\n\n', b'data: {"choices": [],\n"id": ""}\n\n', b'data: {"a": 1} {"b": 2}\n\n']
+)
+def test_a_broken_event_is_found_by_itself_and_among_others(broken: bytes) -> None:
+    said = words("a")[0]
+    for piece, before in ((broken, b""), (said + said + broken + said, said + said), (broken + said, b"")):
+        reader = Scanner(PLAIN, shows_usage=False)
+        reader.feed(ROLE + said)
+        with pytest.raises(UpstreamProtocolError) as failure:
+            reader.feed(piece)
+        assert failure.value.before == before
+
+
+def test_a_hidden_event_leaves_those_around_it() -> None:
+    said = words("a")[0]
+    for more in ([], [b'data: {"error": {"message": "x"}}\n\n']):
+        reader = Scanner(PLAIN, shows_usage=False)
+        reader.feed(ROLE + said)
+        try:
+            shown = reader.feed(b"".join([said, USAGE_EVENT, said, *more]))
+        except StreamError as error:
+            shown = error.before
+        assert shown == said + said
+
+
 @given(pieces=PIECES, cuts=st.lists(st.integers(0, 4000), max_size=8))
 def test_the_cut_does_not_matter_whatever_comes(pieces: list[bytes], cuts: list[int]) -> None:
     """Once content has come, what is forwarded depends on the bytes alone."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.config.rows import PLAIN, Dialect
@@ -194,3 +194,34 @@ def test_no_bucket_is_ever_negative(raw: Any, dialect: Dialect) -> None:
     if usage is not None:
         assert min(msgspec.structs.astuple(usage)) >= 0
         assert usage.input_tokens + usage.output_tokens <= 2 * 10**9
+
+
+@given(
+    prompt=st.integers(-2, 50),
+    completion=st.integers(-2, 50),
+    total=st.integers(-1, 100) | st.none(),
+    details=st.dictionaries(
+        st.sampled_from(["cached_tokens", "audio_tokens", "reasoning_tokens"]), st.integers(-1, 60)
+    ),
+    dialect=st.sampled_from([PLAIN, Dialect(reasoning_tokens="outside"), Dialect(reasoning_tokens="total")]),
+)
+@example(5, 5, None, {"cached_tokens": 6}, PLAIN)
+@example(5, 5, None, {"cached_tokens": -1}, PLAIN)
+@example(5, 5, None, {"reasoning_tokens": 6}, PLAIN)
+@example(5, 5, None, {"reasoning_tokens": -1}, PLAIN)
+@example(5, 5, None, {"audio_tokens": 1}, PLAIN)
+@example(5, 5, 13, {"reasoning_tokens": 3}, PLAIN)
+@example(5, 10**10, None, {}, PLAIN)
+def test_the_short_way_comes_to_the_same(
+    prompt: int, completion: int, total: int | None, details: dict[str, int], dialect: Dialect
+) -> None:
+    """An unknown field makes the counts unusual, and says nothing."""
+    counts: dict[str, object] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion if total is None else total,
+        "prompt_tokens_details": {name: count for name, count in details.items() if name != "reasoning_tokens"},
+        "completion_tokens_details": {name: count for name, count in details.items() if name != "cached_tokens"},
+    }
+    usual, unusual = (msgspec.Raw(msgspec.json.encode(one)) for one in (counts, {**counts, "x": 1}))
+    assert read_usage(usual, dialect) == read_usage(unusual, dialect)

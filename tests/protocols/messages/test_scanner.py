@@ -22,6 +22,7 @@ from tests.protocols.messages.shapes import (
     text_block,
 )
 
+VIEW = MESSAGES_PROTOCOL.parse(b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}')
 STREAM = (
     START
     + event("ping")
@@ -71,9 +72,7 @@ def test_servers_that_send_no_event_lines_are_read_all_the_same() -> None:
     ],
 )
 def test_what_is_content(content: bytes, is_content: bool) -> None:
-    scanner = MESSAGES_PROTOCOL.open_scanner(
-        MESSAGES_PROTOCOL.parse(b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}'), PLAIN
-    )
+    scanner = MESSAGES_PROTOCOL.open_scanner(VIEW, PLAIN)
     assert scanner.feed(START + content) == START + content
     assert scanner.has_content is is_content
 
@@ -96,6 +95,28 @@ def test_a_broken_event_ends_the_stream_after_what_came_before_it(broken: bytes)
     with pytest.raises(UpstreamError) as failure:
         scanner.feed(text_block(1, "there") + broken + END)
     assert failure.value.before == text_block(1, "there")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x}',
+        b'{"type": "content_block_delta", "error": {"type": "api_error", "message": "x"}}',
+        b'{"type": "error", "error": {"type": "api_error", "message": "x"}}',
+        b'{"type": "content_block_delta",\n"index": 0}',
+    ],
+)
+def test_a_failure_under_the_name_of_a_delta_is_none(data: bytes) -> None:
+    """By itself or with others: a delta is passed on without being read where it comes alone."""
+    said = delta(0, "text_delta", text="more")
+    bad = b"event: content_block_delta\ndata: %b\n\n" % data
+    for piece, before in ((bad, b""), (said + bad, said)):
+        scanner = MESSAGES_PROTOCOL.open_scanner(VIEW, PLAIN)
+        scanner.feed(START + text_block(0, "Hi"))
+        assert scanner.feed(said) == said
+        with pytest.raises(UpstreamError) as failure:
+            scanner.feed(piece)
+        assert failure.value.before == before
 
 
 def test_a_stream_that_breaks_off_has_no_usage_but_what_was_said() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.config.rows import PLAIN
-from gateway.errors import UpstreamDisconnected, UpstreamProtocolError
+from gateway.errors import UpstreamDisconnected, UpstreamError, UpstreamProtocolError
 from gateway.protocols.base import StreamError
 from gateway.protocols.framing import MAX_EVENT_BYTES
 from gateway.protocols.responses.wire import RESPONSES_PROTOCOL
@@ -138,6 +138,28 @@ def test_a_broken_event_ends_the_stream_after_what_came_before_it() -> None:
     with pytest.raises(UpstreamProtocolError) as failure:
         reader.feed(said + b'event: response.new\ndata: {"type":"response.new","x":\n\n' + said)
     assert failure.value.before == said
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"type":"response.output_text.delta","delta":"x',
+        b'{"type":"error","code":"server_error","message":"x"}',
+        b'{"type":"response.output_text.delta","error":{"message":"x"}}',
+        b'{"type":"response.output_text.delta",\n"delta":"x"}',
+    ],
+)
+def test_a_failure_under_the_name_of_a_delta_is_none(data: bytes) -> None:
+    """By itself or with others: a delta is passed on without being read where it comes alone."""
+    said = delta("output_text", "a", **PLACE)
+    bad = b"event: response.output_text.delta\ndata: %b\n\n" % data
+    for piece, before in ((bad, b""), (said + bad, said)):
+        reader = scanner()
+        reader.feed(CREATED + said)
+        assert reader.feed(said) == said
+        with pytest.raises(UpstreamError) as failure:
+            reader.feed(piece)
+        assert failure.value.before == before
 
 
 @pytest.mark.parametrize(("status", "reason"), [("incomplete", {"reason": "max_output_tokens"}), ("completed", None)])
