@@ -18,7 +18,7 @@ from gateway.api.admin_budgets import BudgetServices, add_budgets
 from gateway.api.admin_decisions import add_decisions
 from gateway.api.admin_directory import DirectoryServices, add_directory
 from gateway.api.admin_escape import EscapeServices, add_escapes
-from gateway.api.admin_http import create_authentication
+from gateway.api.admin_http import create_authentication, refuse_repeated
 from gateway.api.admin_keys import KeyServices, add_keys
 from gateway.api.admin_learned import LearnedServices, add_learned
 from gateway.api.admin_login import LoginServices, add_login, add_self
@@ -91,7 +91,7 @@ def create_api(services: AdminServices) -> APIRouter:
     authenticate = create_authentication(services.engine, services.identity, services.refused)
     api = APIRouter(
         prefix="/admin/api",
-        dependencies=[Depends(authenticate)],
+        dependencies=[Depends(authenticate), Depends(refuse_repeated)],
         responses={"4XX": {"model": Error}, "5XX": {"model": Error}},
         generate_unique_id_function=lambda route: route.name,  # names the methods of generated clients
     )

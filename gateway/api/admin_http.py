@@ -187,6 +187,14 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, handle_bug)
 
 
+def refuse_repeated(request: Request) -> None:
+    """A parameter that is there twice, of which only one would count. Raises InvalidRequest."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(names) != len(set(names)):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest("a parameter is given more than once", param=repeated[:80], code="invalid_value")
+
+
 async def handle_gateway_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
     return refuse(error)

@@ -28,8 +28,8 @@ class Request:
 
     `path` is percent-decoded, `target` as it was sent (path and query). `headers`: names in lower case, of several
     lines the last; `header_lines` has them all, in order. `is_internal`: it came over the worker's unix socket.
-    `received_at`: `time.perf_counter` when
-    its last byte came (of its head, as long as the rest has not), in seconds. `is_whole`: its last byte has come.
+    `received_at`: `time.perf_counter` when its last byte came (of its head, as long as the rest has not).
+    `is_whole`: its last byte has come.
     """
 
     __slots__ = (

@@ -21,6 +21,7 @@ HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110, sect
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _PLACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _KEYS = frozenset({"access_key_id", "secret_access_key", "credentials"})
+_PROPAGATED = "name " + ", ".join(f"`{name}`" for name in PROPAGATED)
 _FRAMING = {"connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 
 LOCAL = "local"
@@ -74,7 +75,12 @@ def compile_provider(id: str, section: Section, environ: Mapping[str, str], rows
     if "engine" in section and adapter not in (None, LOCAL):
         hint = "leave it out: the gateway starts an engine for providers of adapter `local` only"
         section.add("engine", f"{section.name('engine')} has no meaning here", hint)
-    propagate = section.choices("propagate", PROPAGATED, "header of a trace", single=True, empty=True)
+    propagate = section.texts("propagate", single=True, empty=True)
+    for name in propagate or ():
+        if name not in PROPAGATED:  # which is not shown: what stands in a provider may be a secret in the wrong place
+            section.add(
+                "propagate", f"{section.name('propagate')} has a name that is no header of a trace", _PROPAGATED
+            )
     if ca_file is not None and not Path(ca_file).is_file():
         hint = "give the path of a PEM file; a relative one starts at the working directory"
         section.add("ca_file", f"{section.name('ca_file')} does not exist", hint)

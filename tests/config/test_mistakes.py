@@ -218,7 +218,7 @@ from tests.config.documents import ADDRESS, BASE, DURATION, ID, LIST, LONG, MAPP
         (
             "teams: {t: {cost_center: '${CC}'}}",
             "10: `teams.t.cost_center` holds a variable | write the value itself; "
-            "variables are replaced in `providers`, `oidc` and `alerts` only",
+            "variables are replaced in `providers`, `oidc`, `alerts` and `telemetry` only",
         ),
     ],
 )

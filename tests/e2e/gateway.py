@@ -94,6 +94,13 @@ class Gateway:
             )
             return found.fetchall()
 
+    def await_rows(self, request_id: str) -> list[dict[str, Any]]:
+        """Of a request that its client did not wait for: it may still be under way."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while not (rows := self.rows(request_id)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return rows
+
     def ship(self) -> None:
         """Has everything that is spooled in the table: the running gateway does it, or the command line after it."""
         if self.process is None or self.process.poll() is not None:

@@ -99,7 +99,7 @@ def test_client_that_leaves_is_one_cancelled_row(gateway: Gateway) -> None:
         for line in answer.iter_lines():
             if "w2 " in line:
                 break
-    (row,) = gateway.rows(request_id)
+    (row,) = gateway.await_rows(request_id)
     assert (row["status"], row["usage_source"], row["error_type"]) == ("cancelled", "estimated", "client_disconnected")
     assert 0 < row["output_tokens"] < 60
 
