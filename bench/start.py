@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
 import shutil
 import signal
 import statistics
@@ -28,83 +27,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `gateway` is the package, not the file beside this
 
+from gateway.benchmark.own import ADMIN_KEY, OwnGateway
 from gateway.store.embedded import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parent.parent
-HATCHWAY = str(Path(sys.executable).with_name("hatchway"))
-READY = b"hatchway ready http://127.0.0.1:"
-START_SECONDS = 120.0
-STOP_SECONDS = 60.0
-ADMIN_KEY = "hw-bench-admin-key"
 MODEL = "smollm2-135m-instruct"
-
-
-class RunningGateway:
-    """`hatchway up` on a free port, in a process of its own. `options`: more of its command line."""
-
-    def __init__(self, home: Path, *options: str, before: Callable[[], None] | None = None) -> None:
-        """`before`: runs in the new process before the program does."""
-        self.home = home
-        self.port = 0
-        self._environment = {**plain_environment(), "HATCHWAY_HOME": str(home), "HATCHWAY_ADMIN_KEY": ADMIN_KEY}
-        self._log = home / "stderr.txt"
-        with self._log.open("a") as log:
-            self.process = subprocess.Popen(
-                [HATCHWAY, "up", "--port", "0", *options],
-                env=self._environment,
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                bufsize=0,
-                start_new_session=True,
-                preexec_fn=before,
-            )
-
-    def wait_ready(self) -> None:
-        """Raises RuntimeError with the gateway's own words when it does not become ready."""
-        assert self.process.stdout is not None
-        until, output = time.monotonic() + START_SECONDS, b""
-        while (left := until - time.monotonic()) > 0 and select.select([self.process.stdout], [], [], left)[0]:
-            piece = self.process.stdout.read(65_536)
-            output += piece
-            _, found, rest = output.partition(READY)
-            if found and b"\n" in rest:
-                self.port = int(rest.split(b"\n", 1)[0])
-                return
-            if not piece:
-                break
-        raise RuntimeError(f"the gateway did not become ready:\n{self._log.read_text()[-2000:]}")
-
-    def run(self, *arguments: str) -> str:
-        """Standard output of a `hatchway` command on the same home."""
-        command = [HATCHWAY, *arguments]
-        options = {"env": self._environment, "cwd": ROOT, "stdout": subprocess.PIPE, "timeout": 120}
-        return subprocess.run(command, text=True, check=True, **options).stdout  # type: ignore[call-overload,no-any-return]
-
-    def stop(self) -> None:
-        end(self.process, STOP_SECONDS)
-
-
-def end(process: subprocess.Popen[bytes], seconds: float = 10.0) -> None:
-    """SIGTERM, then SIGKILL when that has not helped in time."""
-    process.terminate()
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
-
-
-def plain_environment() -> dict[str, str]:
-    """The process's, without Hatchway's settings and providers' keys."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HATCHWAY_", "PG")) and not name.endswith("_API_KEY")
-    }
 
 
 def bring_model(home: Path) -> None:
@@ -133,7 +60,7 @@ def ask_one_token(port: int) -> None:
 
 def start_gateway(home: Path, *options: str) -> float:
     began = time.perf_counter()
-    gateway = RunningGateway(home, *options)
+    gateway = OwnGateway(home, ROOT / "policies", 1, None, options)
     try:
         gateway.wait_ready()
         seconds = time.perf_counter() - began
@@ -170,10 +97,9 @@ def main() -> None:
         home = Path(folder) / "home"  # one level down: PostgreSQL's own user must reach it
         home.mkdir()
         bring_model(home)
-        config = ("--config", str(ROOT / "policies"))
         steps: dict[str, Callable[[], float]] = {
-            "hatchway up": lambda: start_gateway(home, *config),
-            "hatchway up --no-engine": lambda: start_gateway(home, "--no-engine", *config),
+            "hatchway up": lambda: start_gateway(home),
+            "hatchway up --no-engine": lambda: start_gateway(home, "--no-engine"),
             "import torch": import_torch,
             "postgresql alone": lambda: start_database(home),
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import time
+
 from gateway.accounting.bounds import Bound, Size, bound_of, room_of, size_of
 from gateway.accounting.prices import Prices
 from gateway.budgets.accounts import Accounts
@@ -69,7 +71,7 @@ class Funds:
             return FREE
         facts, size = self._facts, self._size or self._measure()
         model = endpoint.upstream_model(facts.model)
-        priced = self._prices.rates_now(endpoint, model, size.input, facts.team)
+        priced = self._prices.rates_at(endpoint, model, time(), size.input, facts.team)
         room = None
         if size.limit is None and endpoint.context_window is not None:
             room = room_of(endpoint.context_window, facts.counted_tokens, facts.input_tokens)

@@ -6,9 +6,9 @@ All before anything is sent; what was taken is given back if one of them is not 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
+from time import time
 
 from gateway.accounting.entry import Books
 from gateway.adapters.endpoint import UNSUPPORTED
@@ -160,5 +160,5 @@ class Opener:
         usage = Usage(input_tokens=tokens, output_tokens=plan.output_tokens or facts.output_tokens)
         model = endpoint.upstream_model(facts.model)
         prices, team = exchange.snapshot.prices, facts.team
-        priced = prices.rates_for(endpoint, model, datetime.now(UTC), tokens, team=team)
+        priced = prices.rates_at(endpoint, model, time(), tokens, team)
         return None if priced is None else priced.cost(usage)

@@ -105,23 +105,6 @@ class Prices:
             tiers = offer.tiers_at(datetime.fromtimestamp(at, UTC))
         return None if tiers is None else tiers.at(input_tokens)
 
-    def rates_now(
-        self,
-        endpoint: Endpoint,
-        upstream_model: str,
-        input_tokens: int,
-        team: str | None = None,
-        service_tier: str | None = None,
-    ) -> PricedRates | None:
-        """As `rates_at` this moment. The clock is read only where the price changes with time."""
-        offer = self._offer(endpoint, upstream_model, team, service_tier)
-        if offer is None:
-            return None
-        tiers = offer.fixed
-        if tiers is None:
-            tiers = offer.tiers_at(datetime.now(UTC))
-        return None if tiers is None else tiers.at(input_tokens)
-
     def quote(
         self, endpoint: Endpoint, upstream_model: str, at: float, input_tokens: int, team: str | None = None
     ) -> PriceCard | None:

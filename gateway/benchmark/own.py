@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ COMMAND_SECONDS = 300.0
 _HATCHWAY = [sys.executable, "-c", "from gateway.cli import main; main()"]
 
 TEAM = "bench"
-_ADMIN_KEY = "hw-bench-admin-key"
+ADMIN_KEY = "hw-bench-admin-key"
 _BUDGET_USD = 1_000_000  # far out of reach: what is measured is that it is kept
 
 
@@ -76,21 +76,26 @@ def telemetry_section(mode: str, upstream: str) -> dict[str, Any] | None:
 
 
 class OwnGateway:
-    """`hatchway up` on a free port, in a process of its own, and the commands that belong to its home folder."""
+    """`hatchway up` on a free port, in a process of its own, and the commands that belong to its home folder.
 
-    def __init__(self, home: Path, config: Path, workers: int, processor: int | None) -> None:
+    `options`: more of its command line.
+    """
+
+    def __init__(
+        self, home: Path, config: Path, workers: int, processor: int | None, options: Sequence[str] = ("--no-engine",)
+    ) -> None:
         self.home = home
         self.port = 0
         self._environment = {
             **_plain_environment(),
             "HATCHWAY_HOME": str(home),
             "HATCHWAY_CONFIG": str(config),
-            "HATCHWAY_ADMIN_KEY": _ADMIN_KEY,
+            "HATCHWAY_ADMIN_KEY": ADMIN_KEY,
         }
         self._log = home.parent / f"{home.name}.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*_HATCHWAY, "up", "--port", "0", "--no-engine", "--workers", str(workers)],
+                [*_HATCHWAY, "up", "--port", "0", "--workers", str(workers), *options],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -132,7 +137,7 @@ class OwnGateway:
         """A key of the team, in force. Raises BenchmarkError."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=COMMAND_SECONDS)
         try:
-            headers = {"authorization": f"Bearer {_ADMIN_KEY}", "content-type": "application/json"}
+            headers = {"authorization": f"Bearer {ADMIN_KEY}", "content-type": "application/json"}
             connection.request("POST", "/admin/api/keys", json.dumps({"team": TEAM}), headers)
             answer = connection.getresponse()
             text = answer.read()

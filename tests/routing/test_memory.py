@@ -223,5 +223,5 @@ def test_a_price_by_the_clock_is_asked_of_the_clock() -> None:
     assert at(changing, noon.replace(hour=11, minute=59)) == Rates(Decimal(1), Decimal(2))
     assert at(changing, noon) == Rates(Decimal(3), Decimal(4))
     assert at(fixed, noon) == at(fixed, noon.replace(hour=1)) == Rates(Decimal(1), Decimal(2))
-    assert prices.rates_now(fixed, "m", 10, "team") is prices.rates_at(fixed, "m", 0.0, 10, "team")
-    assert prices.rates_now(make_endpoint(), "m", 10) is None
+    assert prices.rates_at(fixed, "m", 1e9, 10, "team") is prices.rates_at(fixed, "m", 0.0, 10, "team")
+    assert prices.rates_at(make_endpoint(), "m", 0.0, 10) is None
