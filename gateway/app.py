@@ -49,6 +49,10 @@ DRAIN_SECONDS = 30
 RELOAD_EVERY = 1.0
 HAND_OVER_SECONDS = 2.0
 CONTROL_SECONDS = 30.0
+COLLECTOR = (3_000, 2, 50)
+"""What the garbage collector waits for: new containers, their rounds before the next older ones are looked at, and the
+rounds of those before all are. Requests leave no rings, so there is hardly anything to find, and every stream waits
+while it looks: all objects of a thousand streams take it 60 ms and more."""
 LOOKUP_SECONDS = 2.0
 ASK_SECONDS = 10.0
 MAX_CONTROL_BODY = 1024 * 1024
@@ -291,6 +295,7 @@ async def serve(settings: Settings, index: int, workers: int, listener: socket.s
     internal = bind_unix(worker_socket(settings.run_dir, index))
     gc.collect()
     gc.freeze()  # what is loaded now stays: the collector need not look at it again
+    gc.set_threshold(*COLLECTOR)
     try:
         async with asyncio.TaskGroup() as owned:
             tasks = [

@@ -96,6 +96,7 @@ class KeepAlive:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._headers = list  # whose method it is may hold this object: a ring would wait for the garbage collector
 
     def _fire(self) -> None:
         reply = self._reply
