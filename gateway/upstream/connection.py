@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
         self._own_pieces = 0  # how many of them are not of a message behind it
         # A stream brings a piece with each event, many in one read: the parser appends them without a frame of Python.
         self.on_body = self._pieces.append
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser  # from `connection_made` to `connection_lost`
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_done = False
         self._done = False  # whole message seen
@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._parser = httptools.HttpResponseParser(self)
         if self._closing:  # its opener was cancelled between the handshake and this call
             self._transport.abort()
             return
@@ -117,6 +118,10 @@ class Connection(asyncio.Protocol):
         self._cancel_timer()
         self._wake_upload()
         self._pool.forget(self)
+        # Nothing stays that leads back here (the parser holds this object's methods): rings wait for the garbage
+        # collector, whose pauses all streams would feel.
+        self._transport = self._poll = None
+        del self._parser
         if self._lost_waiter is not None and not self._lost_waiter.done():
             self._lost_waiter.set_result(None)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import weakref
 
 import pytest
 
@@ -379,3 +381,28 @@ async def test_turn_of_a_cancelled_waiter_goes_to_the_next():
         await first
     async with asyncio.timeout(10):
         await second
+
+
+@pytest.mark.parametrize("ends", ["upstream", "client"])
+async def test_lost_connection_leaves_nothing_to_the_garbage_collector(serve, client, get, within, ends):
+    async def script(peer):
+        await peer.request()
+        await peer.send(OK)
+        await (go_on if ends == "upstream" else asyncio.Event()).wait()
+
+    go_on = asyncio.Event()
+    upstream = await serve(script)
+    await (await client.send(get(upstream.origin), within())).read(10)
+    lost = weakref.ref(client._pools[upstream.origin].idle[0])
+    gc.disable()
+    try:
+        if ends == "client":
+            await client.close()
+        go_on.set()
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if lost() is None:
+                break
+        assert lost() is None
+    finally:
+        gc.enable()
