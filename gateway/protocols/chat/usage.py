@@ -150,7 +150,7 @@ def _read_unusual(raw: msgspec.Raw, dialect: Dialect) -> Usage | None:
 
 def copy_usage(raw: msgspec.Raw) -> msgspec.Raw | None:
     """A copy of its own, so that a row does not keep a whole answer's bytes alive."""
-    return None if len(raw) < 6 and is_empty(raw) else msgspec.Raw(bytes(raw))
+    return None if len(raw) < 6 and is_empty(raw) else raw.copy()
 
 
 def usage_object(usage: Usage) -> dict[str, object]:
