@@ -56,7 +56,7 @@ class UpstreamClient:
         pool = self._pools.get(request.origin)
         if pool is None or self._closed:
             pool = self._pool(request.origin)
-        now = asyncio.get_running_loop().time()
+        now = pool.loop.time()
         total_at = deadlines.total_at
         if now >= total_at:
             raise UpstreamTimeout("total", 0)
@@ -71,7 +71,8 @@ class UpstreamClient:
             try:
                 if on_sent is not None:
                     on_sent(response)
-                await response.wait()
+                if response.connection is not None:
+                    await response.news()
             except BaseException:
                 response.close()
                 raise
@@ -97,13 +98,12 @@ class UpstreamClient:
         then left where it is. Raises as `send`, what `body` raises, and ValueError when `length` was wrong.
         """
         pool = self._pool(request.origin)
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = pool.loop.time()
         connection = await self._open(pool, deadlines, None, now, fresh=True)
         response = connection.expect(request, now, deadlines.total_at)
         try:
             async with asyncio.timeout_at(None if deadlines.total_at == NEVER else deadlines.total_at) as scope:
-                await _upload(connection, streamed_head(request, pool.host_line, length), body, length)
+                await _upload(connection, streamed_head(request, length), body, length)
         except TimeoutError:
             response.close()
             if scope.expired():
@@ -141,7 +141,7 @@ class UpstreamClient:
         self, pool: Pool, deadlines: Deadlines, read_deadline: ReadDeadline | None, now: float, *, fresh: bool
     ) -> Connection:
         """A new connection; where their number is limited, also one that came free meanwhile, unless `fresh`."""
-        loop = asyncio.get_running_loop()
+        loop = pool.loop
         bounds: list[ReadDeadline] = [(loop.time() + deadlines.connect, "connect"), (deadlines.total_at, "total")]
         if read_deadline is not None:
             bounds.append(read_deadline)

@@ -27,7 +27,6 @@ class Connection(asyncio.Protocol):
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.response: UpstreamResponse | None = None  # of the exchange under way
-        self.reused = False
         self.received = False  # any byte in this exchange
         self.timer_at = NEVER
         self._pool = pool
@@ -198,7 +197,7 @@ class Connection(asyncio.Protocol):
         response.wants_news = not is_whole
         transport = self._transport
         assert transport is not None
-        head = request_head(request, self._pool.host_line)
+        head = request_head(request)
         body = request.body
         if len(body) <= _JOIN_BELOW:
             transport.write(head + body if body else head)
@@ -316,14 +315,16 @@ class Connection(asyncio.Protocol):
             self._interim = True
             return
         version = self._parser.get_http_version()
-        if version != "1.1" and version != "1.0":
-            self._stop(f"upstream speaks HTTP/{version}")
         self._is_1_1 = version == "1.1"
+        if not self._is_1_1 and version != "1.0":
+            self._stop(f"upstream speaks HTTP/{version}")
         coded, until_eof = self._check_head(headers)
         if self._no_body:
             # llhttp waits for the body that the headers describe; it is replaced before the connection is used again.
             self._done = True
-            self._keep_alive = self._keeps_alive() or (self._is_1_1 and until_eof and not _says_close(headers))
+            self._keep_alive = self._is_1_1 and (
+                self._parser.should_keep_alive() or (until_eof and not _says_close(headers))
+            )
         elif coded and status != 204 and status != 304:
             try:
                 response.decoder = decoder_for(headers, self._limits.max_expansion)
@@ -341,7 +342,7 @@ class Connection(asyncio.Protocol):
         elif not self._done:
             self._done = True
             self._own_pieces = len(self._pieces)
-            self._keep_alive = self._keeps_alive()
+            self._keep_alive = self._is_1_1 and self._parser.should_keep_alive()
 
     def _check_head(self, headers: list[tuple[bytes, bytes]]) -> tuple[bool, bool]:
         """Whether a content coding is named, and whether only the end of the stream will end the body."""
@@ -362,9 +363,6 @@ class Connection(asyncio.Protocol):
             if name == b"transfer-encoding" and value.lower() != b"chunked":
                 self._stop("answer has a transfer coding other than `chunked`")
         return coded, until_eof
-
-    def _keeps_alive(self) -> bool:
-        return self._is_1_1 and self._parser.should_keep_alive()
 
     def _stop(self, message: str) -> NoReturn:
         """Out of the parser, which hides what a callback raises behind an error of its own."""
@@ -389,7 +387,6 @@ class Connection(asyncio.Protocol):
             self._parser = httptools.HttpResponseParser(self)
         if self._reading_paused:
             self.resume_reading()  # TLS still delivered what it had decrypted by then, and that was the end
-        self.reused = True
         self._idle_until = self.loop.time() + self._limits.idle_seconds
         if self.timer_at == NEVER:
             self.arm(self._idle_until)

@@ -25,12 +25,12 @@ class Pool:
     A connection is in `idle` or owned by one request, never both.
     """
 
-    __slots__ = ("_waiters", "connections", "host_line", "idle", "limits", "origin")
+    __slots__ = ("_waiters", "connections", "idle", "limits", "loop", "origin")
 
     def __init__(self, origin: Origin, limits: Limits) -> None:
         self.origin = origin
         self.limits = limits
-        self.host_line = b"host: %b\r\n" % origin.authority().encode("ascii")
+        self.loop = asyncio.get_running_loop()  # kept: to ask for it is a system call in Python 3.11
         self.connections: set[Connection] = set()
         self.idle: list[Connection] = []
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -70,7 +70,7 @@ class Pool:
 
     async def wait_for_change(self) -> None:
         """Until a connection is given back or closed. First come, first woken; the caller looks again."""
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = self.loop.create_future()
         self._waiters.append(waiter)
         try:
             await waiter

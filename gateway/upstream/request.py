@@ -74,6 +74,8 @@ class UpstreamRequest(msgspec.Struct, repr_omit_defaults=True):
     target: bytes
     headers: bytes = b""
     body: bytes = b""
+    start: bytes = b""
+    """The request line and `host`: they follow from the others, and `with_body` keeps them."""
 
     def __post_init__(self) -> None:
         if _TARGET.fullmatch(self.target) is None:
@@ -83,6 +85,8 @@ class UpstreamRequest(msgspec.Struct, repr_omit_defaults=True):
         block = self.headers
         if block and (block[-2:] != b"\r\n" or block[:2] == b"\r\n" or b"\r\n\r\n" in block):
             raise ValueError("header block is not a sequence of lines\nhint: build it with `header_block`")
+        host = self.origin.authority().encode("ascii")
+        self.start = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (self.method, self.target, host)
 
     def with_body(self, body: bytes) -> UpstreamRequest:
         """The same request with another body; what was checked is not checked again."""
@@ -151,15 +155,14 @@ def _latin1(text: str | bytes) -> bytes | None:
         return None
 
 
-def request_head(request: UpstreamRequest, host_line: bytes) -> bytes:
+def request_head(request: UpstreamRequest) -> bytes:
     """Request line and headers, up to and with the empty line (RFC 9112, 2.1), for a body of known length."""
     length = len(request.body)
     framing = b"content-length: %d\r\n\r\n" % length if length or request.method in _LENGTH_ALWAYS else b"\r\n"
-    # Joined: to fill in a pattern took as long as everything else that is done to send a request.
-    return b"".join((request.method, b" ", request.target, b" HTTP/1.1\r\n", host_line, request.headers, framing))
+    return request.start + request.headers + framing
 
 
-def streamed_head(request: UpstreamRequest, host_line: bytes, length: int | None) -> bytes:
+def streamed_head(request: UpstreamRequest, length: int | None) -> bytes:
     """The same for a body that comes in pieces: `length` bytes, or chunked when that is not known."""
     framing = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
-    return b"%b %b HTTP/1.1\r\n%b%b%b\r\n\r\n" % (request.method, request.target, host_line, request.headers, framing)
+    return b"%b%b%b\r\n\r\n" % (request.start, request.headers, framing)

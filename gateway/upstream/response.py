@@ -21,43 +21,27 @@ class UpstreamResponse:
     The connection leaves this object as soon as the body is complete, read or not. A cancelled read closes it.
     """
 
-    __slots__ = (
-        "_read_at",
-        "_read_phase",
-        "_read_since",
-        "_started",
-        "_taker",
-        "_total_at",
-        "_waiter",
-        "buffered",
-        "chunks",
-        "complete",
-        "connection",
-        "decoder",
-        "error",
-        "headers",
-        "status",
-        "wants_news",
-    )
+    # What holds for every answer at first costs nothing here.
+    status = 0
+    """0 until the headers are complete."""
+    complete = False
+    """The whole body has been received (not: read)."""
+    # The rest is between this object and its connection.
+    buffered = 0  # bytes in `chunks`
+    decoder: Decoder | None = None
+    error: UpstreamError | None = None
+    wants_news = True  # its reader is to be woken by whatever comes, not only by the end
+    _taker: Callable[[bytes], bool] | None = None
+    _waiter: asyncio.Future[None] | None = None
+    _read_at = NEVER
+    _read_phase: Phase = "idle"
 
     def __init__(self, connection: Connection, started: float, total_at: float) -> None:
-        self.status = 0  # 0 until the headers are complete
         self.headers: list[tuple[bytes, bytes]] = []  # names in lower case, in the order they came
-        self.complete = False  # the whole body has been received (not: read)
-        # The rest is between this object and its connection.
         self.connection: Connection | None = connection
         self.chunks: list[bytes] = []
-        self.buffered = 0  # bytes in `chunks`
-        self.decoder: Decoder | None = None
-        self.error: UpstreamError | None = None
-        self.wants_news = True  # its reader is to be woken by whatever comes, not only by the end
-        self._taker: Callable[[bytes], bool] | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._started = started
+        self._started = self._read_since = started
         self._total_at = total_at
-        self._read_at = NEVER
-        self._read_since = started
-        self._read_phase: Phase = "idle"
 
     def __repr__(self) -> str:
         return f"<UpstreamResponse {self.status}>"
@@ -196,25 +180,29 @@ class UpstreamResponse:
 
     async def wait(self) -> None:
         """Until headers, body bytes, the end or an error came. Cancelled: closes."""
-        connection = self.connection
-        if connection is None:
+        if self.connection is None:
             return
+        news = self.news()
+        try:
+            await news
+        except BaseException:
+            self.close()
+            raise
+
+    def news(self) -> asyncio.Future[None]:
+        """`wait` for one who has looked whether there is a connection, and closes when the wait ends badly."""
+        connection = self.connection
+        assert connection is not None
         if self._waiter is not None:
             raise RuntimeError("the answer is being read by another task")
         due = self._read_at if self._read_at < self._total_at else self._total_at
         if due < connection.timer_at:
             connection.arm(due)
         self._waiter = waiter = connection.loop.create_future()
-        try:
-            await waiter
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            self._waiter = None
+        return waiter
 
     def wake(self) -> None:
-        waiter = self._waiter
+        waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
