@@ -287,7 +287,10 @@ class Scanner:
 
 
 def _without(hidden: list[int], chunks: list[bytes]) -> bytes:
-    return b"".join([b"data: %b\n\n" % chunk for number, chunk in enumerate(chunks) if number not in hidden])
+    shown = chunks.copy()
+    for number in reversed(hidden):
+        del shown[number]
+    return b"data: " + _BETWEEN.join(shown) + b"\n\n" if shown else b""
 
 
 def _data_of(event: bytes) -> bytes:
