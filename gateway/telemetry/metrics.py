@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal
 
@@ -34,6 +34,8 @@ MAX_SERIES = 4096
 MAX_UNPRICED = 100
 """Endpoints and models without a price that are told apart."""
 OTHER = "other"
+MAX_NOTED = 64
+"""Attempts of a series that are noted before they are counted: together it costs a third of one by one."""
 
 _FIRST_OUTPUT = BUCKETS.index("output_tokens")  # the buckets before it are input
 _SeriesLabels = tuple[str, str, str, str]  # endpoint, operation, provider, model
@@ -102,7 +104,10 @@ class Metrics:
         series = self._series_of.get((endpoint.id, surface, model))
         if series is None:
             series = self._find_series(endpoint, surface, model)
-        series.count(status, usage, ttft, duration, streams, error_type)
+        noted = series.noted
+        noted.append((status, usage, ttft, duration, streams, error_type))
+        if len(noted) >= MAX_NOTED:
+            series.count()
 
     def _find_series(self, endpoint: Endpoint, surface: str, model: str) -> _Series:
         named = model
@@ -250,6 +255,7 @@ class Metrics:
         tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
         ttft: dict[tuple[str], _Histogram] = {}
         for (endpoint, *_), series in self._series.items():
+            series.count()
             for status, count in series.statuses.items():
                 attempts[endpoint, status] += count
             for bucket, count in zip(BUCKETS, series.tokens, strict=True):
@@ -316,6 +322,12 @@ class _Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
+    def observe_all(self, values: Collection[float]) -> None:
+        bounds, counts = self._bounds, self._counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        self.sum += sum(values)
+
     def add(self, other: _Histogram) -> None:
         """Of the same bounds."""
         self.sum += other.sum
@@ -327,12 +339,14 @@ class _Histogram:
 
 
 class _Series:
-    """The attempts of one operation on one model at one endpoint."""
+    """The attempts of one operation on one model at one endpoint. `noted`: those that are not counted yet, as
+    `Metrics.attempt` is told of them."""
 
-    __slots__ = ("durations", "first_chunk", "input", "output", "statuses", "tokens", "ttft")
+    __slots__ = ("durations", "first_chunk", "input", "noted", "output", "statuses", "tokens", "ttft")
 
     def __init__(self) -> None:
-        self.statuses: defaultdict[Status, int] = defaultdict(int)
+        self.noted: list[tuple[Status, Usage | None, float | None, float, bool, str | None]] = []
+        self.statuses: Counter[Status] = Counter()
         self.tokens = [0] * len(BUCKETS)
         self.input = _Histogram(TOKEN_BOUNDS)
         self.output = _Histogram(TOKEN_BOUNDS)
@@ -340,36 +354,21 @@ class _Series:
         self.first_chunk = _Histogram(DURATION_BOUNDS)
         self.durations: dict[str | None, _Histogram] = {}  # by type of error
 
-    def count(
-        self,
-        status: Status,
-        usage: Usage | None,
-        ttft: float | None,
-        duration: float,
-        streams: bool,
-        error_type: str | None,
-    ) -> None:
-        self.statuses[status] += 1
-        histogram = self.durations.get(error_type)
-        if histogram is None:
-            histogram = self.durations[error_type] = _Histogram(DURATION_BOUNDS)
-        histogram.observe(duration)
-        if ttft is not None:
-            self.ttft.observe(ttft)
-            if streams:
-                self.first_chunk.observe(ttft)
-        if usage is None:
+    def count(self) -> None:
+        if not self.noted:
             return
-        total = 0
-        tokens, counts = self.tokens, astuple(usage)
-        for bucket, count in enumerate(counts):
-            if count:
-                tokens[bucket] += count
-                total += count
-        if total:
-            written: int = sum(counts[_FIRST_OUTPUT:])
-            self.input.observe(total - written)
-            self.output.observe(written)
+        statuses, usages, ttfts, durations, streams, errors = zip(*self.noted, strict=True)
+        self.noted.clear()
+        self.statuses.update(statuses)
+        for error in set(errors):
+            histogram = self.durations.setdefault(error, _Histogram(DURATION_BOUNDS))
+            histogram.observe_all([one for one, its in zip(durations, errors, strict=True) if its == error])
+        self.ttft.observe_all([one for one in ttfts if one is not None])
+        self.first_chunk.observe_all([one for one, its in zip(ttfts, streams, strict=True) if its and one is not None])
+        counts = [one for one in (astuple(usage) for usage in usages if usage is not None) if any(one)]
+        self.tokens = [sum(bucket) for bucket in zip(self.tokens, *counts, strict=True)]
+        self.input.observe_all([sum(one[:_FIRST_OUTPUT]) for one in counts])
+        self.output.observe_all([sum(one[_FIRST_OUTPUT:]) for one in counts])
 
 
 def _counter(
