@@ -1,19 +1,19 @@
 """Records of requests as spans: one of kind SERVER for the request, one of kind CLIENT for each attempt.
 
+They are plain data in the shape of OTLP's messages (opentelemetry/proto/trace/v1/trace.proto), which protobuf takes as
+it is: the SDK's own spans, each attribute of which becomes two messages first, cost three times as much.
+
 Source: OpenTelemetry's conventions for HTTP servers and for GenAI clients (`conventions.py`). What they do not have is
 under `hatchway.`; where they have had two names for one thing within a year, the span has both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
 from gateway.config.model import Endpoint
@@ -22,98 +22,110 @@ from gateway.telemetry.records import AttemptRecord, RequestRecord
 from gateway.telemetry.trace import attempt_span
 from gateway.types import Usage
 
-Attributes = dict[str, str | int | float | bool | list[str]]
+Value = str | int | float | bool | list[str]
+Message = dict[str, Any]
+"""Fields of a message by their names."""
 FIRST_CONTENT = "hatchway.first_content"
 """The event at which a stream's first content came from the upstream."""
 _FAILED = ("error", "timeout")
+_SERVER, _CLIENT = 2, 3
+"""`Span.SpanKind`."""
+_ERROR = 2
+"""`Status.StatusCode`."""
+_IS_KNOWN, _IS_REMOTE = 0x100, 0x200
+"""`SpanFlags`: whether it is known that the parent is another process's, and whether it is."""
+_FIELDS = {str: "string_value", bool: "bool_value", int: "int_value", float: "double_value"}
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(decimal_format="number").encode
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
-def spans_of(
-    record: RequestRecord, endpoints: Mapping[str, Endpoint], resource: Resource, scope: InstrumentationScope
-) -> Iterable[ReadableSpan]:
+def spans_of(record: RequestRecord, endpoints: Mapping[str, Endpoint]) -> Iterable[Message]:
     """`endpoints`: those of the configuration in force; one that has gone is named all the same."""
-    state = TraceState.from_header([record.state]) if record.state else None
-    trace_id = int(record.trace_id, 16)
-
-    def context(span_id: int, *, is_remote: bool = False) -> SpanContext:
-        return SpanContext(trace_id, span_id, is_remote, _SAMPLED, state)
-
-    own = context(record.span_id)
-    has_failed = record.status >= 500
-    yield ReadableSpan(
-        f"POST {PATHS[record.surface]}",
-        context=own,
-        parent=context(record.parent_id, is_remote=True) if record.parent_id else None,
-        resource=resource,
-        attributes=_request_attributes(record),
-        kind=SpanKind.SERVER,
-        status=Status(StatusCode.ERROR) if has_failed else Status(),
-        start_time=record.started_ns,
-        end_time=record.ended_ns,
-        instrumentation_scope=scope,
-    )
+    common: Message = {"trace_id": bytes.fromhex(record.trace_id), "trace_state": _state(record.state)}
+    own = _id(record.span_id)
+    yield {
+        **common,
+        "span_id": own,
+        "parent_span_id": _id(record.parent_id) if record.parent_id else b"",
+        "flags": _IS_KNOWN | _IS_REMOTE if record.parent_id else _IS_KNOWN,
+        "name": f"POST {PATHS[record.surface]}",
+        "kind": _SERVER,
+        "start_time_unix_nano": record.started_ns,
+        "end_time_unix_nano": record.ended_ns,
+        "attributes": attributes(_request_attributes(record)),
+        "status": {"code": _ERROR} if record.status >= 500 else {},
+    }
     for attempt in record.attempts:
-        yield _attempt_span(record, attempt, endpoints.get(attempt.endpoint), own, context, resource, scope)
-
-
-def _attempt_span(
-    record: RequestRecord,
-    attempt: AttemptRecord,
-    endpoint: Endpoint | None,
-    parent: SpanContext,
-    context: Callable[[int], SpanContext],
-    resource: Resource,
-    scope: InstrumentationScope,
-) -> ReadableSpan:
-    events = []
-    if attempt.ttft is not None and record.streams:
-        events.append(Event(FIRST_CONTENT, timestamp=attempt.started_ns + int(attempt.ttft * 1e9)))
-    return ReadableSpan(
-        f"{OPERATIONS[record.surface]} {attempt.model}",
-        context=context(attempt_span(record.span_id, attempt.number)),
-        parent=parent,
-        resource=resource,
-        attributes=_attempt_attributes(record, attempt, endpoint),
-        events=events,
-        kind=SpanKind.CLIENT,
-        status=Status(StatusCode.ERROR, attempt.error_type) if attempt.status in _FAILED else Status(),
-        start_time=attempt.started_ns,
-        end_time=attempt.started_ns + int(attempt.duration * 1e9),
-        instrumentation_scope=scope,
-    )
-
-
-def _request_attributes(record: RequestRecord) -> Attributes:
-    return _known(
-        {
-            "http.request.method": "POST",
-            "http.route": PATHS[record.surface],
-            "url.path": PATHS[record.surface],
-            "http.response.status_code": record.status,
-            "error.type": (record.error or str(record.status)) if record.status >= 500 else None,
-            "gen_ai.request.model": record.model,
-            "hatchway.request_id": record.request_id,
-            "hatchway.surface": record.surface,
-            "hatchway.route": record.route,
-            "hatchway.policy": record.policy,
-            "hatchway.policy_version": record.policy_version,
-            "hatchway.domain": record.domain,
-            "hatchway.team": record.team,
-            "hatchway.project": record.project,
-            "hatchway.key_id": record.key_id,
-            "hatchway.refusal": record.error,
-            "hatchway.attempts": len(record.attempts),
-            "hatchway.overhead": record.overhead,
+        events = []
+        if attempt.ttft is not None and record.streams:
+            events.append({"name": FIRST_CONTENT, "time_unix_nano": attempt.started_ns + int(attempt.ttft * 1e9)})
+        has_failed = attempt.status in _FAILED
+        yield {
+            **common,
+            "span_id": _id(attempt_span(record.span_id, attempt.number)),
+            "parent_span_id": own,
+            "flags": _IS_KNOWN,
+            "name": f"{OPERATIONS[record.surface]} {attempt.model}",
+            "kind": _CLIENT,
+            "start_time_unix_nano": attempt.started_ns,
+            "end_time_unix_nano": attempt.started_ns + int(attempt.duration * 1e9),
+            "attributes": attributes(_attempt_attributes(record, attempt, endpoints.get(attempt.endpoint))),
+            "events": events,
+            "status": {"code": _ERROR, "message": attempt.error_type} if has_failed else {},
         }
-    )
 
 
-def _attempt_attributes(record: RequestRecord, attempt: AttemptRecord, endpoint: Endpoint | None) -> Attributes:
-    found = {
+def attributes(found: Mapping[str, Value | None]) -> list[Message]:
+    """Those that are known."""
+    return [
+        {
+            "key": name,
+            "value": {"array_value": {"values": [{"string_value": one} for one in value]}}
+            if isinstance(value, list)
+            else {_FIELDS[type(value)]: value},
+        }
+        for name, value in found.items()
+        if value is not None
+    ]
+
+
+def _id(span_id: int) -> bytes:
+    return span_id.to_bytes(8, "big")
+
+
+def _state(given: str) -> str:
+    """What is no `tracestate` in a client's is left out."""
+    return TraceState.from_header([given]).to_header() if given else ""
+
+
+def _request_attributes(record: RequestRecord) -> dict[str, Value | None]:
+    return {
+        "http.request.method": "POST",
+        "http.route": PATHS[record.surface],
+        "url.path": PATHS[record.surface],
+        "http.response.status_code": record.status,
+        "error.type": (record.error or str(record.status)) if record.status >= 500 else None,
+        "gen_ai.request.model": record.model,
+        "hatchway.request_id": record.request_id,
+        "hatchway.surface": record.surface,
+        "hatchway.route": record.route,
+        "hatchway.policy": record.policy,
+        "hatchway.policy_version": record.policy_version,
+        "hatchway.domain": record.domain,
+        "hatchway.team": record.team,
+        "hatchway.project": record.project,
+        "hatchway.key_id": record.key_id,
+        "hatchway.refusal": record.error,
+        "hatchway.attempts": len(record.attempts),
+        "hatchway.overhead": record.overhead,
+    }
+
+
+def _attempt_attributes(
+    record: RequestRecord, attempt: AttemptRecord, endpoint: Endpoint | None
+) -> dict[str, Value | None]:
+    found: dict[str, Value | None] = {
         "gen_ai.operation.name": OPERATIONS[record.surface],
         "gen_ai.provider.name": None,
         "gen_ai.request.model": attempt.model,
@@ -142,7 +154,7 @@ def _attempt_attributes(record: RequestRecord, attempt: AttemptRecord, endpoint:
         found |= _usage(Usage(*attempt.tokens))
     if record.content is not None and attempt.status == "ok":
         found |= _content(record.content)
-    return _known(found)
+    return found
 
 
 def _usage(usage: Usage) -> dict[str, int | None]:
@@ -190,7 +202,3 @@ def _parts(content: object) -> list[dict[str, str]]:
         {"type": "text", "content": one["text"]} if isinstance(one.get("text"), str) else {"type": str(one.get("type"))}
         for one in parts
     ]
-
-
-def _known(found: Mapping[str, str | int | float | bool | list[str] | None]) -> Attributes:
-    return {name: value for name, value in found.items() if value is not None}
