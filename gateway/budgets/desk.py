@@ -69,6 +69,8 @@ class BudgetDesk:
         self._notice = Notice()
         self._published = b""
         self._look = asyncio.Event()
+        self._given = 0  # requests for leases that were served
+        self._none_at = -1  # as many were served when nobody held a lease
 
     async def lease(self, body: bytes) -> bytes:
         """Answers a `LeaseRequest`. Raises StoreError, OSError, ShipperBusy, Stale, msgspec.DecodeError."""
@@ -95,7 +97,10 @@ class BudgetDesk:
                 )
                 for ask in request.asks
             ]
-            grants = await _finish(asyncio.to_thread(grant, self._engine, request.holder, wishes))
+            try:
+                grants = await _finish(asyncio.to_thread(grant, self._engine, request.holder, wishes))
+            finally:
+                self._given += 1
         if any(one.more < wish.want and one.others for one, wish in zip(grants, wishes, strict=True)):
             self._look.set()
         return msgspec.json.encode(
@@ -148,7 +153,9 @@ class BudgetDesk:
                 pass
             self._look.clear()
             try:
-                found = await asyncio.to_thread(wanted, self._engine, self._gateway)
+                found = {}
+                if self._none_at != self._given:
+                    found = await asyncio.to_thread(wanted, self._engine, self._gateway)
                 named = {
                     holder: sorted((account, start.timestamp()) for account, start in ones)
                     for holder, ones in found.items()
@@ -184,7 +191,9 @@ class BudgetDesk:
 
         Raises StoreError, OSError, ShipperBusy.
         """
+        given = self._given  # before it is asked who holds any: what is given meanwhile may not be seen
         known = await asyncio.to_thread(holders, self._engine, self._gateway)
+        self._none_at = -1 if known else given
         if not known:
             return []
         await self._flush.once()
