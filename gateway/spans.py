@@ -7,14 +7,17 @@ decided here, when it is known how it ended.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from time import perf_counter, time_ns
 
 import msgspec
 
 from gateway.attempt import Attempt
+from gateway.errors import GatewayError
 from gateway.exchange import Exchange
 from gateway.telemetry.records import AttemptRecord, RequestRecord
 from gateway.telemetry.trace import Trace, Tracer
+from gateway.types import Surface
 
 MAX_CONTENT = 64 * 1024
 """Bytes of content, as it is kept, that a record carries; more is left out as a whole."""
@@ -54,6 +57,35 @@ def record_request(tracer: Tracer, exchange: Exchange) -> None:
         tracer.add(record)
     if log is not None:
         log.write(record)
+
+
+def record_refusal(
+    tracer: Tracer,
+    headers: Mapping[bytes, bytes],
+    surface: Surface,
+    error: GatewayError,
+    request_id: str,
+    received_at: float,
+) -> None:
+    """Of a request that was refused before it was routed: nobody knows whose it is, or where it would have gone."""
+    trace = tracer.refuse(headers, has_failed=error.status >= 500)
+    if trace is None:
+        return
+    ended_ns = time_ns()
+    tracer.add(
+        RequestRecord(
+            trace_id=f"{trace.trace_id:032x}",
+            span_id=trace.span_id,
+            parent_id=trace.parent_id,
+            state=trace.state.decode("ascii"),
+            request_id=request_id,
+            surface=surface,
+            status=error.status,
+            error=error.code or error.type,
+            started_ns=ended_ns - int((perf_counter() - received_at) * 1e9),
+            ended_ns=ended_ns,
+        )
+    )
 
 
 def _describe(

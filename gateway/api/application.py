@@ -19,6 +19,7 @@ from gateway.exchange import CLIENT_CLOSED
 from gateway.ledger.identifiers import new_request_id
 from gateway.pipeline import Pipeline
 from gateway.protocols.base import ClientProtocol
+from gateway.spans import record_refusal
 from gateway.telemetry import Metrics
 
 _log = logging.getLogger(__name__)
@@ -82,7 +83,10 @@ class Application:
             status = await serve_surface(protocol, self._pipeline, self._keys, request, reply)
         except GatewayError as error:
             status = error.status
-            self._refuse(reply, error, protocol)
+            request_id = self._refuse(reply, error, protocol)
+            if request_id is not None and request.method == "POST":
+                tracer, surface = self._pipeline.tracer, protocol.surface
+                record_refusal(tracer, request.headers, surface, error, request_id, request.received_at)
         except asyncio.CancelledError:
             status = CLIENT_CLOSED if reply.is_gone else 500
             raise
@@ -160,12 +164,16 @@ class Application:
         failure = InternalError("the gateway failed", code="internal_error", headers=headers)
         respond_error(reply, failure, protocol)
 
-    def _refuse(self, reply: HttpReply, error: GatewayError, protocol: ClientProtocol) -> None:
+    def _refuse(self, reply: HttpReply, error: GatewayError, protocol: ClientProtocol) -> str | None:
+        """Returns the id that is given to a request which has none, because it was not routed."""
         if not isinstance(error, (UpstreamFailed, RateLimited, DeadlineExceeded)):
             self._metrics.refused(error.status, error.code or error.type)
+        request_id = None
         if all(name != b"x-hatchway-request-id" for name, _ in error.headers):
-            error.headers = (*error.headers, (b"x-hatchway-request-id", new_request_id().encode()))
+            request_id = new_request_id()
+            error.headers = (*error.headers, (b"x-hatchway-request-id", request_id.encode()))
         respond_error(reply, error, protocol)
+        return request_id
 
     def _status(self) -> bytes:
         version = self._pipeline.snapshot.configuration.version

@@ -35,7 +35,8 @@ class AttemptRecord(msgspec.Struct, array_like=True, frozen=True):
 class RequestRecord(msgspec.Struct, array_like=True, frozen=True):
     """One request that is over, for spans and the access log. `trace_id` empty: it has no trace. `error`: the code that
     the client was told. `asked`: what it set of `gen_ai.request.*`. `content`: as its policy keeps it (`prompts.py`),
-    where telemetry may carry it."""
+    where telemetry may carry it. `route` empty: it was refused before it was routed, and only what has no default is
+    known."""
 
     trace_id: str
     span_id: int
@@ -47,18 +48,18 @@ class RequestRecord(msgspec.Struct, array_like=True, frozen=True):
     error: str | None
     started_ns: int
     ended_ns: int
-    overhead: float | None  # seconds
-    team: str
-    project: str | None
-    key_id: str
-    model: str
-    streams: bool
-    route: str
-    policy: str
-    policy_version: str
-    domain: str | None
-    asked: dict[str, float | int]
-    attempts: tuple[AttemptRecord, ...]
+    overhead: float | None = None  # seconds
+    team: str = ""
+    project: str | None = None
+    key_id: str = ""
+    model: str = ""
+    streams: bool = False
+    route: str = ""
+    policy: str = ""
+    policy_version: str = ""
+    domain: str | None = None
+    asked: dict[str, float | int] = {}
+    attempts: tuple[AttemptRecord, ...] = ()
     content: str | None = None
 
 

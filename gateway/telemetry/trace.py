@@ -82,6 +82,7 @@ class Tracer:
         self._records: deque[RequestRecord] = deque()
         self._roots = _Allowance(0.0)
         self._failures = _Allowance(0.0)
+        self._refusals = _Allowance(0.0)
         self._encode = msgspec.msgpack.Encoder().encode
 
     def configure(self, settings: Telemetry, workers: int = 1) -> None:
@@ -90,7 +91,7 @@ class Tracer:
         self.is_on = settings.exports_traces
         self.access_log = AccessLog(sys.stderr.buffer) if settings.access_log else None
         share = settings.per_second / max(1, workers)
-        self._roots, self._failures = _Allowance(share), _Allowance(share)
+        self._roots, self._failures, self._refusals = _Allowance(share), _Allowance(share), _Allowance(share)
         if not self.is_on:
             self._records.clear()
 
@@ -102,9 +103,9 @@ class Tracer:
             trace = self._continue(given, headers)
             if trace is not None:
                 return trace
-        if not self.is_on or not self._takes_root():
+        if not self.is_on or not self._is_drawn() or not self._roots.take():
             return None
-        return _new_trace(is_recorded=True)
+        return _new_trace()
 
     def keep(self, trace: Trace | None, *, has_failed: bool, seconds: float) -> Trace | None:
         """At a request's end: the trace under which it is recorded; None: it is not. One that was not sampled is kept
@@ -117,9 +118,19 @@ class Tracer:
         is_slow = settings.slower_than is not None and seconds >= settings.slower_than
         if not (is_slow or (has_failed and settings.errors)) or not self._failures.take():
             return None
-        if trace is None:
-            return _new_trace(is_recorded=True)
-        return Trace(trace.trace_id, _new_span_id(), trace.span_id, SAMPLED, is_recorded=True)
+        return _recorded(trace)
+
+    def refuse(self, headers: Mapping[bytes, bytes], *, has_failed: bool) -> Trace | None:
+        """As `begin` and `keep`, of a request that is refused before it is routed. Whoever has no key can send such, so
+        they have an allowance of their own, whatever their `traceparent` says: they take nothing from the others."""
+        if not self.is_on:
+            return None
+        given = headers.get(TRACEPARENT)
+        trace = None if given is None else self._continue(given, headers)
+        is_sampled = self._is_drawn() if trace is None else trace.is_recorded
+        if not (is_sampled or (has_failed and self.settings.errors)) or not self._refusals.take():
+            return None
+        return _recorded(trace)
 
     def add(self, record: RequestRecord) -> None:
         """The oldest goes where there is no room."""
@@ -138,9 +149,9 @@ class Tracer:
         self._records.clear()
         return self._encode(records)
 
-    def _takes_root(self) -> bool:
+    def _is_drawn(self) -> bool:
         ratio = self.settings.sample
-        return ratio > 0 and (ratio >= 1 or _random.random() < ratio) and self._roots.take()
+        return ratio > 0 and (ratio >= 1 or _random.random() < ratio)
 
     def _continue(self, given: bytes, headers: Mapping[bytes, bytes]) -> Trace | None:
         """None where it is no `traceparent`: the trace begins anew then (section 3.2.2.5 of Trace Context)."""
@@ -167,8 +178,17 @@ class Tracer:
         return trace_id & _LOW_64 < self.settings.sample * (1 << 64) and self._roots.take()
 
 
-def _new_trace(*, is_recorded: bool) -> Trace:
-    return Trace(_random.getrandbits(128) or 1, _new_span_id(), 0, SAMPLED | IS_RANDOM, is_recorded)
+def _new_trace() -> Trace:
+    return Trace(_random.getrandbits(128) or 1, _new_span_id(), 0, SAMPLED | IS_RANDOM, is_recorded=True)
+
+
+def _recorded(trace: Trace | None) -> Trace:
+    """One that has a span, in the same trace if there is any."""
+    if trace is None:
+        return _new_trace()
+    if trace.is_recorded:
+        return trace
+    return Trace(trace.trace_id, _new_span_id(), trace.span_id, SAMPLED, is_recorded=True)
 
 
 def _new_span_id() -> int:

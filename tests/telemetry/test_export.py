@@ -202,6 +202,42 @@ async def test_what_fails_is_exported_although_nothing_is_sampled(
     await telling.exporter.close()
 
 
+async def test_what_is_refused_before_it_is_routed_has_a_span(
+    collector: Collector, script_upstream: StartUpstream, start_gateway: StartGateway
+) -> None:
+    given = document(collector, await script_upstream(answer()))
+    given["routes"][0]["match"] = {"model": "gpt-*"}
+    telling = Telling(await start_gateway(given))
+    gateway = telling.gateway
+    refused = [
+        await gateway.ask(key="hw_wrong"),
+        await gateway.client().post("/v1/chat/completions", content=b"{"),
+        await gateway.ask(headers=CONTEXT, model="unknown"),
+        await gateway.client().post("/v1/messages", content=b"[]"),
+    ]
+    assert (await gateway.client().get("/v1/chat/completions")).status_code == 405
+    assert (await gateway.client().get("/v1/nothing")).status_code == 404
+    assert await telling.exporter.export_traces()
+    spans = collector.spans()
+    assert [(one.name, one.kind, one.status.code) for one in spans] == [
+        *[("POST /v1/chat/completions", SERVER, 0)] * 3,
+        ("POST /v1/messages", SERVER, 0),
+    ]
+    for span, response in zip(spans, refused, strict=True):
+        assert 0 < span.start_time_unix_nano <= span.end_time_unix_nano
+        found = read(span.attributes)
+        assert found["error.type"] == found["hatchway.refusal"]
+        assert (found["http.response.status_code"], found["hatchway.request_id"]) == (
+            response.status_code,
+            response.headers["x-hatchway-request-id"],
+        )
+        assert not {"hatchway.team", "hatchway.route", "gen_ai.request.model"} & found.keys()
+    assert [response.status_code for response in refused] == [401, 400, 404, 400]
+    assert [one.parent_span_id.hex() for one in spans] == ["", "", PARENT, ""]
+    assert spans[2].trace_id.hex() == TRACE
+    await telling.exporter.close()
+
+
 async def test_a_client_that_goes_away_leaves_a_span(
     collector: Collector, script_upstream: StartUpstream, start_gateway: StartGateway
 ) -> None:

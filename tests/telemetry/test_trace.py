@@ -146,6 +146,20 @@ def test_failures_are_kept_only_where_they_are_wanted_and_within_their_allowance
     assert 5 <= sum(tracer.keep(None, has_failed=True, seconds=0) is not None for _ in range(1000)) <= 10
 
 
+def test_what_is_refused_is_sampled_as_the_rest_and_takes_nothing_from_it() -> None:
+    tracer = tracer_with(per_second=5.0)
+    given = [tracer.refuse(parent(), has_failed=False) for _ in range(500)]
+    kept = [trace for trace in given if trace is not None]
+    assert 5 <= len(kept) <= 10, "whoever has no key may send any `traceparent`"
+    assert {(f"{one.trace_id:032x}", f"{one.parent_id:016x}") for one in kept} == {(TRACE, PARENT)}
+    assert tracer.begin({}) is not None and tracer.keep(None, has_failed=True, seconds=0) is not None
+    assert tracer_with().refuse(parent("00"), has_failed=False) is None
+    assert tracer_with(sample=0.0).refuse({}, has_failed=False) is None
+    assert Tracer(Metrics()).refuse(parent(), has_failed=True) is None
+    failed = tracer_with(sample=0.0).refuse(parent("00"), has_failed=True)
+    assert failed is not None and failed.is_recorded and f"{failed.parent_id:016x}" == PARENT
+
+
 def test_records_are_handed_out_once_and_bounded() -> None:
     tracer = tracer_with()
     for number in range(MAX_RECORDS + 3):
