@@ -156,7 +156,8 @@ def _asked(exchange: Exchange) -> dict[str, float | int]:
         found |= msgspec.structs.asdict(_decode_asked(exchange.inbound.body))
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # whoever is asked will say what is wrong with it
-    return {name: value for name, value in found.items() if value is not None}
+    # Whoever reads the record has 64 bits for a number, and JSON has no limit.
+    return {name: value for name, value in found.items() if value is not None and abs(value) < 1 << 63}
 
 
 def _content(exchange: Exchange) -> str | None:

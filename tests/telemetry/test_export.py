@@ -238,6 +238,19 @@ async def test_what_is_refused_before_it_is_routed_has_a_span(
     await telling.exporter.close()
 
 
+async def test_a_number_that_no_span_has_room_for_costs_no_trace(
+    collector: Collector, script_upstream: StartUpstream, start_gateway: StartGateway
+) -> None:
+    telling = Telling(await start_gateway(document(collector, await script_upstream(answer()))))
+    await telling.gateway.ask(seed=10**30, top_k=1 << 63, temperature=0.5)
+    await telling.gateway.settled(1)
+    assert await telling.exporter.export_traces()
+    found = read(collector.spans()[1].attributes)
+    assert found["gen_ai.request.temperature"] == 0.5
+    assert not {"gen_ai.request.seed"} & found.keys()
+    await telling.exporter.close()
+
+
 async def test_a_client_that_goes_away_leaves_a_span(
     collector: Collector, script_upstream: StartUpstream, start_gateway: StartGateway
 ) -> None:
