@@ -339,6 +339,7 @@ class Pipeline:
 
     def _fail(self, exchange: Exchange, attempt: Attempt, error: UpstreamError) -> None:
         now, wall = asyncio.get_running_loop().time(), time()
+        error.__traceback__ = None  # its frames hold the exchange, which keeps the error: a ring
         exchange.failures.append((attempt.endpoint, error))
         goes_on = exchange.broken is not None
         exchange.agenda.fail(attempt.candidate, error, now, wall, goes_on=goes_on)
