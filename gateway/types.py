@@ -194,8 +194,8 @@ class UsageEvent(msgspec.Struct, kw_only=True):
     raw_usage: msgspec.Raw | None = None  # the upstream's own usage object, verbatim
 
 
-class EndpointHealth(msgspec.Struct, frozen=True, gc=False):
-    """What is known of an endpoint from its own traffic.
+class EndpointHealth(msgspec.Struct, gc=False):
+    """What is known of an endpoint from its own traffic. `in_flight` is counted on; for the rest another one is made.
 
     None: not known. `ttft`: expected time to first content in seconds (a decayed median, or that of the newest attempts
     where they disagree), failures counted as slow. `ejected_until`: on the loop's clock, in seconds. `in_flight`: of

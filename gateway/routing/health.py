@@ -38,6 +38,8 @@ SWEEP_EVERY = 5.0
 SETTLE_EVERY = 0.005
 """Seconds for which a success that tells nothing new may stay out of an endpoint's numbers: under load most requests
 find them as they were."""
+NOTICEABLE = 0.01
+"""Seconds by which a time to first content has to differ from what is known to be news at once."""
 MAX_NOTED = 256
 """Successes that are noted before they are counted."""
 
@@ -76,7 +78,7 @@ class _Entry:
         shown = self.shown
         if shown is None or shown.failures_in_a_row or shown.ttft is None:
             return False
-        return shown.ttft / CHANGED <= ttft <= shown.ttft * CHANGED
+        return shown.ttft / CHANGED <= ttft <= shown.ttft * CHANGED or abs(ttft - shown.ttft) < NOTICEABLE
 
 
 class HealthBook:
@@ -100,7 +102,7 @@ class HealthBook:
         self._habits: dict[str, RouteHabits] = {}
         self._outlook = Outlook(self._states, self._habits)
         self._changed: set[_Entry] = set()
-        self._moved: set[_Entry] = set()  # as was expected of them: only `in_flight` may be wrong
+        self._moved: set[_Entry] = set()  # as was expected of them: to be looked at again soon
         self._settle_at = 0.0
         self._changed_routes: set[str] = set()
         self._restless: set[_Entry] = set()  # whose breakers move as time passes
@@ -114,8 +116,10 @@ class HealthBook:
         self._now, self._wall = now, wall
         if now >= self._sweep_at:
             self._sweep(now, wall)
-        if self._moved:
-            self._show_moved(now)
+        if self._moved and now >= self._settle_at:
+            self._settle_at = now + SETTLE_EVERY
+            self._changed |= self._moved
+            self._moved.clear()
         if self._restless:
             self._changed |= self._restless
         if self._changed:
@@ -141,6 +145,10 @@ class HealthBook:
         """An attempt begins; `outlook` has just been read for it."""
         entry = self._entries.get(endpoint) or self._entry(endpoint)
         entry.in_flight += 1
+        if entry.shown is None:
+            self._changed.add(entry)
+        else:
+            entry.shown.in_flight = entry.in_flight
         if entry.breaker.state != "closed":
             entry.breaker.start(self._now)
             self._changed.add(entry)
@@ -151,6 +159,8 @@ class HealthBook:
         entry = self._entries.get(endpoint) or self._entry(endpoint)
         if entry.in_flight:
             entry.in_flight -= 1
+        if entry.shown is not None:
+            entry.shown.in_flight = entry.in_flight
         if entry.breaker.state != "closed":
             entry.breaker.finish()
             self._changed.add(entry)
@@ -310,31 +320,6 @@ class HealthBook:
                 self._mark_everything()
         self._changed.update(self._entries.values())
         self._changed_routes.update(self._habits)
-
-    def _show_moved(self, now: float) -> None:
-        """All of them again if it is time; else their `in_flight`, which has to be right at once."""
-        if now >= self._settle_at:
-            self._settle_at = now + SETTLE_EVERY
-            self._changed |= self._moved
-            self._moved.clear()
-            return
-        for entry in self._moved:
-            shown = entry.shown
-            if shown is None:
-                self._changed.add(entry)
-            elif shown.in_flight != entry.in_flight:
-                entry.shown = self._states[entry.name] = EndpointHealth(
-                    shown.ttft,
-                    entry.in_flight,
-                    shown.failures_in_a_row,
-                    shown.ejected_until,
-                    shown.ttft_p95,
-                    shown.seconds_per_token,
-                    shown.cache_share,
-                    shown.failure_share,
-                    shown.admitted,
-                    shown.samples,
-                )
 
     def _rebuild(self, entry: _Entry, now: float, wall: float) -> None:
         endpoint, breaker, frozen = entry.name, entry.breaker, self._frozen

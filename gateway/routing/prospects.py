@@ -73,8 +73,8 @@ class Standing(msgspec.Struct, frozen=True, eq=False):
     """What follows from an endpoint's state and price card alone, for one target. Most of a policy's endpoints have the
     same ones from one request to the next, and each card and state is an object of its own.
 
-    `rate`: of input, less what the provider is expected to have cached. `request`: in `UNITS`. `crowd`: by how much
-    longer everything takes. `is_over`: a limit of the policies that does not depend on the request.
+    `rate`: of input, less what the provider is expected to have cached. `request`: in `UNITS`. `is_over`: a limit of
+    the policies that does not depend on the request.
     """
 
     state: EndpointHealth
@@ -84,9 +84,6 @@ class Standing(msgspec.Struct, frozen=True, eq=False):
     request: float
     ttft: float | None
     pace: float | None
-    in_flight: int
-    load: float
-    crowd: float
     ejected_until: float
     admitted: float
     is_over: bool
@@ -115,12 +112,12 @@ class Target(msgspec.Struct, eq=False):
         window = math.inf if endpoint.context_window is None else float(endpoint.context_window)
         capacity = float(endpoint.max_in_flight or USUAL_CAPACITY)
         bounds, is_as_asked = Bounds.of(policies), endpoint.model == AS_ASKED
-        nothing = _stand(bounds, capacity, _UNKNOWN, None)
+        nothing = _stand(bounds, _UNKNOWN, None)
         return cls(endpoint.id, endpoint, tier, policies, bounds, seed, window, capacity, is_as_asked, nothing)
 
 
-def _stand(bounds: Bounds, capacity: float, state: EndpointHealth, card: PriceCard | None) -> Standing:
-    ttft, pace, load = state.ttft, state.seconds_per_token, state.in_flight / capacity
+def _stand(bounds: Bounds, state: EndpointHealth, card: PriceCard | None) -> Standing:
+    ttft, pace = state.ttft, state.seconds_per_token
     rate = output = request = 0.0
     is_over = (ttft is not None and ttft > bounds.max_ttft) or (pace is not None and pace > bounds.max_pace)
     if card is not None:
@@ -136,9 +133,6 @@ def _stand(bounds: Bounds, capacity: float, state: EndpointHealth, card: PriceCa
         request,
         ttft,
         pace,
-        state.in_flight,
-        load,
-        1.0 + load,
         state.ejected_until,
         state.admitted,
         is_over,
@@ -251,7 +245,7 @@ class Weighing:
                     card = prices.card(target.endpoint, asked, tokens)
             one = target.standing
             if one.state is not state or one.card is not card:
-                one = target.standing = _stand(target.bounds, target.capacity, state, card)
+                one = target.standing = _stand(target.bounds, state, card)
             if card is None:
                 cost = None
                 fits = not is_strict and not target.bounds.on_price
@@ -264,23 +258,20 @@ class Weighing:
             ) is not None:
                 dropped.append(Dropped(id, *why))
                 continue
-            ttft, seconds = one.ttft, -1.0
-            if ttft is not None:
+            ttft, seconds, in_flight = one.ttft, -1.0, state.in_flight
+            load = in_flight / target.capacity
+            if ttft is not None:  # everything takes longer by as much as is under way
                 if not waited:
-                    seconds = ttft * one.crowd
+                    seconds = ttft * (1.0 + load)
                 elif one.pace is not None:
-                    seconds = (ttft + one.pace * waited) * one.crowd
+                    seconds = (ttft + one.pace * waited) * (1.0 + load)
             until = one.ejected_until
             if until > now or (one.admitted < 1.0 and self._rng.random() >= one.admitted):
-                prospect = Prospect(
-                    id, target.tier, cost, ttft, one.pace, seconds, one.in_flight, one.load, target.seed, True
-                )
+                prospect = Prospect(id, target.tier, cost, ttft, one.pace, seconds, in_flight, load, target.seed, True)
                 prospect.score = max(now, until)
                 ejected.append(prospect)
             else:
-                healthy.append(
-                    Prospect(id, target.tier, cost, ttft, one.pace, seconds, one.in_flight, one.load, target.seed)
-                )
+                healthy.append(Prospect(id, target.tier, cost, ttft, one.pace, seconds, in_flight, load, target.seed))
         return healthy, ejected, dropped
 
     def _why_not(self, target: Target, cost: int | None, card: PriceCard | None, state: EndpointHealth) -> Why | None:
